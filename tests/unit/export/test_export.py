@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from k25_train.config.model import Quantization
 from k25_train.convert.__main__ import main
-from k25_train.int4 import Int4Weight, dequantize, quantize
+from k25_train.int4 import Int4Weight, dequantize, fake_quantize, quantize
 from tests.helpers.hf_reference import plain_rope, tiny_model_config
 from tests.helpers.released_checkpoints import released_state, stacked, write_weights
 from tests.helpers.tiny_shards import VOCAB_SIZE, make_text
@@ -237,6 +238,39 @@ def test_like_takes_small_files_and_int4_bytes_of_unchanged_weights(
     export(checkpoint, tmp_path / "bf16", "--like", like)
     assert "quantization" not in (tmp_path / "bf16/config.json").read_text()
     assert json.loads((tmp_path / "bf16/config.json").read_text())["note"] == "not ours"
+
+
+def test_what_was_trained_as_int4_gets_the_codes_of_its_passes(
+    exported: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Next to a folder with codes of another rule for the same weights, of which one is -8; and not next to
+    one with other groups."""
+    like = tmp_path / "like"
+    like.mkdir()
+    config = json.loads((exported["int4"] / "config.json").read_text())
+    (like / "config.json").write_text(json.dumps(config))
+    state = dict(released_state(MODEL))
+    experts = [name for name in state if ".mlp.experts." in name]
+    released = {}
+    for name in experts:
+        codes = quantize(state[name])
+        codes.packed[0, 0] &= ~0xF
+        released |= {f"{name}_packed": codes.packed, f"{name}_scale": codes.scale}
+        state[name] = dequantize(codes)
+    (like / "model.safetensors").write_bytes(save(released))
+    model = replace(MODEL, quantization=Quantization.int4_qat)
+    checkpoint = write_weights(tmp_path / "step_0", model, stacked(state))
+    export(checkpoint, tmp_path / "out", "--dtype", "int4", "--like", like)
+    found = tensors_in(tmp_path / "out")
+    for name in experts:
+        served = dequantize(Int4Weight(found[f"{name}_packed"], found[f"{name}_scale"]))
+        assert torch.equal(served, fake_quantize(state[name]))
+        assert not torch.equal(found[f"{name}_packed"], released[f"{name}_packed"])
+
+    config["text_config"]["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] = 128
+    (like / "config.json").write_text(json.dumps(config))
+    message = refused(capsys, checkpoint, tmp_path / "other", "--dtype", "int4", "--like", like)
+    assert "'group_size': 128" in message and "trained as symmetric INT4 in groups of 32" in message
 
 
 @pytest.mark.parametrize("kind", ["Moonlight", "Kimi-K2"])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
+from k25_train.plan.cause import Cause
 from k25_train.plan.memory.activations import peak_held, stage_tensors
 from k25_train.plan.memory.offload import need_of, offload_budget, offload_need
 from k25_train.plan.memory.outside import PAIR_BYTES, communicators_in
@@ -25,6 +26,7 @@ from k25_train.plan.memory.stage import (
 from k25_train.plan.memory.verdict import Fit, judge_memory
 from k25_train.plan.pipeline import passes_of_stage, plan_pipeline, sample_of_passes
 from k25_train.plan.report.memory_lines import memory_lines
+from k25_train.plan.time.plan_step import plan_step
 from parallel.activations.order import offload_order
 from parallel.activations.sizes import BLOCK_BYTES, block_bytes
 from parallel.communicators import communicators_of
@@ -317,3 +319,22 @@ def test_stages_may_be_without_layers() -> None:
     assert last.working == 256 * 4096 * (4 + 4) + 4 * 256 * 4096 * 4
     assert first.working == 256 * config.model.hidden_size * 4
     assert first.saved == first.num_held * 256 * 8
+
+
+def test_experts_that_are_rounded_are_on_the_device_twice(fitting: Config) -> None:
+    """24 of 384 experts with three matrices each, in bfloat16, in every MoE layer of a rank; and the seconds
+    in which they are read and written."""
+    rounded = compose(["experiment=k25_pretrain_4k", "model.quantization=int4_qat"])
+    model = rounded.model
+    of_layer = (
+        2 * model.num_experts // rounded.parallelism.ep * 3 * model.hidden_size * model.expert_ffn_hidden_size
+    )
+    pairs = zip(stage_memories(plan_pipeline(rounded)), stage_memories(plan_pipeline(fitting)), strict=True)
+    for memory, before in pairs:
+        layers = sum(model.is_moe(layer) for chunk in memory.layers for layer in chunk)
+        assert memory.quantized == layers * of_layer and before.quantized == 0
+        assert memory.states - before.states == memory.quantized
+        assert memory.weights == before.weights
+    seconds = {part.cause: part.seconds for part in plan_step(plan_pipeline(rounded)).parts}
+    assert 0.05 < seconds[Cause.quantization] < 0.3
+    assert Cause.quantization not in {part.cause for part in plan_step(plan_pipeline(fitting)).parts}
