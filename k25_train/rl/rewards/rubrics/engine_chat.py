@@ -1,0 +1,44 @@
+"""A rollout engine as one that answers messages: rubrics are judged over the very protocol that rolls out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from k25_train.environments.base import Task
+from k25_train.rollout.engines.base import Engine, EngineError, FinishReason, Request, Sampling
+from k25_train.rollout.prompts import Prompts
+
+
+class EngineChat:
+    """Answers messages with an engine; a `ChatEngine`."""
+
+    def __init__(self, engine: Engine, prompts: Prompts, max_tokens: int) -> None:
+        """`max_tokens`: longest reply. Each token is the most probable one: equal requests, equal scores."""
+        self._engine = engine
+        self._prompts = prompts
+        self._max_tokens = max_tokens
+
+    async def version(self) -> str:
+        """See `ChatEngine`: the optimizer step of the weights."""
+        return str((await self._engine.state()).version)
+
+    async def generate(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """See `ChatEngine`. Raises EngineError, also for a reply that reaches the limit."""
+        task = Task(key="rubric", family="rubric", messages=tuple(messages), judge="rubric")
+        request = Request(
+            key="rubric",
+            prompt_ids=self._prompts.encode(task),
+            sampling=Sampling(
+                max_tokens=self._max_tokens,
+                temperature=0.0,
+                seed=0,
+                stop_ids=self._prompts.stop_ids,
+                forbidden_ids=self._prompts.forbidden_ids,
+            ),
+        )
+        generated = await self._engine.generate(request)
+        if generated.finish_reason is not FinishReason.stop:
+            raise EngineError(
+                f"{self._engine.name}: its reply did not end ({generated.finish_reason.value}) after "
+                f"{len(generated.token_ids)} tokens"
+            )
+        return self._prompts.decode(generated.token_ids)
