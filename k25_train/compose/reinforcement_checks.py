@@ -65,9 +65,20 @@ def engines_have_the_trainers_experts(rollout: RolloutConfig | None, model: Mode
     return [Problem("rollout.weights", rollout.weights.value, rule, remedy)]
 
 
+def only_phases_are_cut(algorithm: AlgorithmConfig | None) -> list[Problem]:
+    """Partial rollouts go on in the next phase, and asynchronous ones have no phases."""
+    if algorithm is None or algorithm.token_cap is None or not algorithm.max_staleness:
+        return []
+    rule = f"needs algorithm.max_staleness=0, not {algorithm.max_staleness}: rollouts that go on during "
+    rule += "training are never cut, and take new weights between two tokens"
+    remedy = "use algorithm.token_cap=null, or algorithm.max_staleness=0"
+    return [Problem("algorithm.token_cap", algorithm.token_cap, rule, remedy)]
+
+
 RULES: tuple[Callable[..., list[Problem]], ...] = (
     sections_come_together,
     responses_fit_sequences,
     whole_responses_have_one_rank,
+    only_phases_are_cut,
     engines_have_the_trainers_experts,
 )

@@ -1,8 +1,9 @@
-"""`python -m k25_train.rollout COMMAND` (also `k25-rollout`): servers that generate responses."""
+"""`python -m k25_train.rollout COMMAND` (also `k25-rollout`): engines, and what runs have rolled out."""
 
 import sys
 from collections.abc import Sequence
 
+from k25_train.rollout.overview import list_command, show_command
 from k25_train.rollout.serve import command as serve_command
 from k25_train.subcommands import parser_of, run_subcommand
 
@@ -12,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     # A server serves whether or not somebody reads what it prints.
     serves = bool(words) and words[0] == "serve" and not {"-h", "--help"} & set(words)
-    parser = parser_of("k25-rollout", __doc__, serve_command.add)
+    parser = parser_of("k25-rollout", __doc__, serve_command.add, list_command.add, show_command.add)
     return run_subcommand(parser, arguments, output_goes_on=serves)
 
 

@@ -1,13 +1,18 @@
-"""Whole runs of reinforcement learning: on several ranks as on one, killed and gone on with."""
+"""Whole runs of reinforcement learning: with a real engine, on two ranks, killed and gone on with."""
 
+import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from k25_train.data.trajectories.reading import StepFile
 from k25_train.metrics.sinks import number, read_rows
-from tests.helpers.ranks import run_ranks
-from tests.helpers.rl_runs import REAL, SCRIPTED, fit_rl, rl_overrides, write_rl_data
+from tests.helpers.ranks import RankContext, run_ranks
+from tests.helpers.rl_crashes import CrashingRun, start_server
+from tests.helpers.rl_runs import REAL, fit_rl, replace_engine, rl_overrides, write_rl_data
+from tests.helpers.scripted_engine import ScriptedEngine
 
 
 @pytest.fixture(scope="module")
@@ -15,17 +20,90 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rl_data(tmp_path_factory.mktemp("rl") / "data")
 
 
-def test_a_run_trains_on_what_it_rolled_out(data: Path, tmp_path: Path) -> None:
-    arguments = rl_overrides(data, tmp_path, "train.eval_interval=3")
-    assert run_ranks(fit_rl, 1, arguments, REAL) == [6]
-    rows = read_rows(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [*range(7)]
+def files_of(run: Path, num_steps: int) -> list[StepFile]:
+    return [StepFile(run / f"rollouts/step_{step}.safetensors") for step in range(1, num_steps + 1)]
+
+
+def test_a_run_trains_on_what_it_rolled_out_and_goes_on_bitwise(data: Path, tmp_path: Path) -> None:
+    """Engine and all: the second half of a run that stopped is that of one that did not."""
+    whole = rl_overrides(data, tmp_path / "whole", "train.steps=4", "train.eval_interval=2")
+    assert run_ranks(fit_rl, 1, whole, REAL) == [4]
+    rows = read_rows(tmp_path / "whole/metrics.jsonl")
+    assert [row["step"] for row in rows] == [*range(5)]
     for row in rows[1:]:
         assert number(row["staleness_max"]) == 0
         assert number(row["policy/gap_max"]) <= 1e-5
         assert number(row["probe_gap_max"]) <= 1e-5
         assert number(row["rollout/groups"]) == 2
-    assert all(0 <= number(row["eval_reward"]) <= 1 for row in (rows[0], rows[3], rows[6]))
-    files = [StepFile(tmp_path / f"rollouts/step_{step}.safetensors") for step in range(1, 7)]
-    groups = [facts["group"] for file in files for facts in file.facts]
-    assert groups == [group for group in range(12) for _ in range(3)]
+    assert all(0 <= number(row["eval_reward"]) <= 1 for row in (rows[0], rows[2], rows[4]))
+    groups = [facts["group"] for file in files_of(tmp_path / "whole", 4) for facts in file.facts]
+    assert groups == [group for group in range(8) for _ in range(3)]
+
+    halves = rl_overrides(data, tmp_path / "halves", "train.eval_interval=2")
+    assert run_ranks(fit_rl, 1, [*halves, "train.steps=2"], REAL) == [2]
+    assert run_ranks(fit_rl, 1, [*halves, "train.steps=4"], REAL) == [4]
+    runs = [CrashingRun(tmp_path / name, [], trains=True) for name in ("whole", "halves")]
+    assert runs[0].weights() == runs[1].weights()
+    again = read_rows(tmp_path / "halves/metrics.jsonl")
+    assert [row["loss"] for row in again[1:]] == [row["loss"] for row in rows[1:]]
+
+
+def test_two_ranks_reinforce_as_one_does(data: Path, tmp_path: Path) -> None:
+    one = rl_overrides(data, tmp_path / "one", "train.steps=2")
+    two = rl_overrides(
+        data, tmp_path / "two", "train.steps=2", "cluster.gpus_per_node=2", "train.micro_batch_size=1"
+    )
+    assert run_ranks(fit_rl, 1, one) == [2]
+    assert run_ranks(fit_rl, 2, two) == [2, 2]
+    losses = [[number(row["loss"]) for row in read_rows(tmp_path / name / "metrics.jsonl")[1:]]
+              for name in ("one", "two")]  # fmt: skip
+    assert losses[1][0] == pytest.approx(losses[0][0], abs=1e-5)
+    first = [files_of(tmp_path / name, 1)[0].everything() for name in ("one", "two")]
+    assert (first[0].tokens == first[1].tokens).all(), "what is rolled out knows no layout"
+
+
+def order_of_calls(context: RankContext, arguments: list[str]) -> list[str]:
+    """What a run does in which order: `push`, `probe`, `roll out` and `train`, each with its step."""
+    from k25_train.rl import loop, probe, weight_sync
+    from k25_train.training import trainer
+
+    called: list[str] = []
+
+    def noting(what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*given: Any) -> Any:
+            called.append(f"{what} {given[-1]}" if isinstance(given[-1], int) else what)
+            return call(*given)
+
+        return noted
+
+    loop.roll_out = noting("roll out", loop.roll_out)
+    trainer.train_step = noting("train", trainer.train_step)
+    weight_sync.WeightSync.push = noting("push", weight_sync.WeightSync.push)  # type: ignore[method-assign]
+    replace_engine(ScriptedEngine)
+    probe.Probe.check = noting("probe", probe.Probe.check)  # type: ignore[method-assign]
+    fit_rl(context, arguments, REAL)
+    return called
+
+
+def test_engines_have_proven_weights_before_they_generate_also_after_a_resume(
+    data: Path, tmp_path: Path
+) -> None:
+    settings = rl_overrides(data, tmp_path, "algorithm.steps_per_rollout=2", "rollout.eval_tasks=0")
+    (first,) = run_ranks(order_of_calls, 1, [*settings, "train.steps=2"])
+    phase = ["roll out 1", "train 1", "roll out 2", "train 2"]
+    assert first == ["push 0", "probe", *phase, "push 2", "probe"]
+    (second,) = run_ranks(order_of_calls, 1, [*settings, "train.steps=3"])
+    assert second == ["push 2", "probe", "roll out 3", "train 3"]
+
+
+@pytest.mark.parametrize("kind", [[], ["algorithm.token_cap=3"], ["algorithm.steps_per_rollout=2"]])
+def test_loops_that_are_killed_go_on_to_the_same_weights(kind: list[str], data: Path, tmp_path: Path) -> None:
+    start_server()
+    settings = ["train.steps=6", *kind]
+    reference = CrashingRun(
+        tmp_path / "whole", rl_overrides(data, tmp_path / "whole", *settings), trains=False
+    )
+    life_s = reference.to_the_end()
+    run = CrashingRun(tmp_path / "killed", rl_overrides(data, tmp_path / "killed", *settings), trains=False)
+    run.killed_to_the_end(random.Random(1), life_s / 2, most=3)
+    assert run.check(reference, num_steps=6, per_step=2, size=3) == []

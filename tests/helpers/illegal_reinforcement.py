@@ -29,6 +29,9 @@ REINFORCEMENT_BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "ratio without 1": broken("algorithm.ratio_low", [1.5, 2], "must hold 1"),
     "one response": broken("algorithm.group_size", [1], "must be 2 or more"),
     "no tokens": broken("algorithm.token_cap", [0, -5], "must be positive"),
+    "cut without phases": broken(
+        "algorithm.token_cap", [4, 16], "needs algorithm.max_staleness=0", algorithm__max_staleness=2
+    ),
     "penalty": broken("algorithm.ratio_penalty", [-1, -0.5], "must not be negative"),
     "embedded server": broken("rollout.urls", [["http://a:1"]], "must be empty with"),
     "no server": lambda legal: (

@@ -2,7 +2,7 @@
 
 Two kinds of jobs, both with everything of `k25_train/rl` between tasks and step files:
 
-    loop       the loop with a trainer whose weights are a hash of what it was trained on: a job takes a second
+    loop       the loop with a trainer whose weights are a hash of what it is given: a job takes a second
     training   `Trainer.fit` with a shrunk model
 """
 
@@ -63,11 +63,11 @@ def loop_job(config: Config, engine: str) -> None:
         close=close,
     )
     room = Room(config, EventLoop(), parts, folder / "checkpoints", print)
-    step, weights = _saved(folder)
+    saved, weights = _saved(folder)
     try:
-        room.wait(room.begin(step))
-        _push(room, step, weights)
-        for step in range(step + 1, config.train.steps + 1):
+        room.wait(room.begin(saved))
+        _push(room, saved, weights)
+        for step in range(saved + 1, config.train.steps + 1):
             room.wait(roll_out(room, step))
             weights = _trained(weights, step_path(folder / "rollouts", step))
             if step % 2 == 0 or step == config.train.steps:
@@ -206,8 +206,8 @@ class CrashingRun:
                 self.problems.append(f"group {key[0]}, sample {key[1]}: acknowledged tokens are gone")
         self.acknowledged |= found
 
-    def check(self, reference: "CrashingRun | None", num_steps: int, per_step: int, size: int) -> list[str]:
-        """What is wrong with the finished run; `reference` was never killed, None where weights may differ."""
+    def check(self, reference: CrashingRun | None, num_steps: int, per_step: int, size: int) -> list[str]:
+        """What is wrong with the finished run; `reference` was never killed, None if weights may differ."""
         seen: dict[tuple[int, int], int] = {}
         for step in range(1, num_steps + 1):
             file = StepFile(step_path(self.folder / "rollouts", step))

@@ -1,4 +1,4 @@
-"""Runs of reinforcement learning of a shrunk model that take a second, with a scripted engine or a real one."""
+"""Runs of reinforcement learning of a shrunk model, with a scripted engine or a real one."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ SMALL = (
     "rollout.eval_tasks=3 rollout.probe_sequences=2 environment.tasks.sums.num_tasks=40"
 ).split()
 SCRIPTED, REAL, DYING = "scripted", "real", "dying"
-"""Engines: without a model; transformers' in process; the first one, which fails for good at a drawn moment."""
+"""Engines: without a model; transformers' in process; the first, which fails for good at a drawn moment."""
 
 
 def write_rl_data(directory: Path) -> Path:

@@ -1,0 +1,1 @@
+"""What a run has rolled out, for people."""

@@ -1,0 +1,90 @@
+"""`k25-rollout show`: the responses to a task as text, with log-probabilities, versions and rewards."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from k25_train.data.open_sources import tokenizer_path
+from k25_train.data.tokenizer import Tokenizer, load_tokenizer
+from k25_train.errors import RolloutError
+from k25_train.rollout.overview.groups import UNDER_WAY, ShownGroup, ShownResponse, groups_of_run
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "show",
+        help="the responses to a task, token by token",
+        description=(__doc__ or "").partition(":")[2].strip(),
+    )
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run of k25-rl")
+    parser.add_argument("task", metavar="TASK", help="key of a task, or number of a group")
+    parser.add_argument("--tokenizer", metavar="FILE", help="vocabulary (that of the run)")
+    parser.add_argument("--tokens", action="store_true", help="a line for each token")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Print them; returns the exit status."""
+    found = [
+        group
+        for group in groups_of_run(options.run_folder)
+        if options.task in (group.task, str(group.number))
+    ]
+    if not found:
+        raise RolloutError(
+            f"{options.run_folder}: has no group of {options.task}: `k25-rollout list` shows which there are"
+        )
+    tokenizer = load_tokenizer(options.tokenizer or _tokenizer_of(options.run_folder))
+    for group in found:
+        _show(group, tokenizer, console, tokens=options.tokens)
+    return 0
+
+
+def _tokenizer_of(run_folder: Path) -> str:
+    # What reads configurations is not needed for a vocabulary that is named.
+    from k25_train.compose.command_line import load_saved
+
+    return tokenizer_path(load_saved(run_folder / "config.yaml").data)
+
+
+def _show(group: ShownGroup, tokenizer: Tokenizer, console: Console, *, tokens: bool) -> None:
+    when = "under way" if group.step == UNDER_WAY else f"step {group.step}"
+    _print(console, f"group {group.number}, task {group.task}, {when}")
+    prompts = [response.prompt_ids for response in group.responses if len(response.prompt_ids)]
+    if prompts:
+        _print(console, f"prompt ({len(prompts[0])} tokens): {tokenizer.decode(prompts[0].tolist())}")
+    for sample, response in enumerate(group.responses):
+        _print(console, f"\nresponse {sample}: {_worth(response)}")
+        _print(console, tokenizer.decode(response.token_ids.tolist()))
+        for position in range(len(response.token_ids) if tokens else 0):
+            token = int(response.token_ids[position])
+            text = tokenizer.decode([token])
+            logprob, version = response.logprobs[position], response.versions[position]
+            _print(console, f"  {position:5} {token:7} {logprob:9.4f}  version {version:5}  {text!r}")
+    _print(console, "")
+
+
+def _worth(response: ShownResponse) -> str:
+    facts = response.facts
+    parts = ", ".join(f"{name} {value:.3g}" for name, value in facts["parts"].items())
+    reward = "no reward yet" if facts["reward"] is None else f"reward {facts['reward']:.3g}"
+    words = [
+        f"{reward} ({parts})" if parts else reward,
+        f"{len(response.token_ids)} tokens",
+        f"ended by {facts['finish_reason']}" if facts["finish_reason"] else "not begun",
+    ]
+    if "trained_reward" in facts and facts["trained_reward"] != facts["reward"]:
+        words.append(f"trained with reward {facts['trained_reward']:.3g}")
+    if len(response.logprobs):
+        words.append(f"mean log-probability {response.logprobs.mean():.3f}")
+        words.append(f"weights of steps {response.versions.min()} to {response.versions.max()}")
+    if facts["reason"]:
+        words.append(facts["reason"])
+    return ", ".join(words)
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,69 @@
+"""`k25-rollout list` and `show` tell what a run has rolled out, trained or under way."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from k25_train.data.trajectories.rows import Trajectories, Trajectory
+from k25_train.data.trajectories.step_file import step_path, write_step_file
+from k25_train.environments.base import scored
+from k25_train.rollout.__main__ import main
+from k25_train.rollout.journal import Journal
+from k25_train.rollout.journal_state import admitted, consumed, extended, judged
+from tests.helpers.tiny_shards import write_shard_set
+from tests.unit.rollout.test_journal import group, segment
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """One group in a step file, one under way."""
+    journal = Journal(tmp_path / "rollouts/journal")
+    for number in range(2):
+        journal.append(admitted(group(number)))
+        journal.append(extended(number, 0, 0, segment([70, 71, 72])))
+        journal.append(judged(number, 0, scored(0.5, {"answer": 0.5})))
+    journal.append(consumed(1, (0,)))
+    journal.close()
+    facts = {
+        "group": 0, "task": "t/0", "sample": 0, "finish_reason": "stop", "reward": 0.5,
+        "trained_reward": 0.0, "parts": {"answer": 0.5}, "reason": "",
+    }  # fmt: skip
+    made = Trajectory(
+        name="t/0#0", response=0, tokens=np.array([65, 66, 70, 71], np.int32),
+        generated=np.array([False, False, True, True]), rollout_logprobs=np.array([0, 0, -1, -3], np.float32),
+        versions=np.array([-1, -1, 4, 5], np.int32), facts=facts,
+    )  # fmt: skip
+    rows = Trajectories.of([made])
+    ones = rows.generated.astype(np.float32)
+    write_step_file(step_path(tmp_path / "rollouts", 1), rows.weighted(ones, ones, ones), {})
+    return tmp_path
+
+
+def test_list_has_trained_groups_and_those_under_way(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", str(run)]) == 0
+    trained, under_way = [line for line in capsys.readouterr().out.splitlines() if " t/" in line and "groups" not in line]
+    assert "t/0" in trained and " 0.500 " in trained and "4 to 5" in trained and "1 stop" in trained
+    assert "t/1" in under_way and "under way" in under_way and "1 no token yet" in under_way
+
+
+def test_show_has_tokens_versions_and_what_they_earned(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = write_shard_set(tmp_path / "set", {"train": []}) / "tokenizer.json"
+    assert main(["show", str(run), "t/0", "--tokens", "--tokenizer", str(tokenizer)]) == 0
+    out = capsys.readouterr().out
+    assert "group 0, task t/0, step 1" in out
+    assert "reward 0.5 (answer 0.5), 2 tokens, ended by stop, trained with reward 0" in out
+    assert "mean log-probability -2.000, weights of steps 4 to 5" in out
+    assert out.count("version ") == 2 and "-3.0000" in out
+    assert main(["show", str(run), "1", "--tokenizer", str(tokenizer)]) == 0
+    assert "not begun" in capsys.readouterr().out
+
+
+def test_what_is_not_there_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(run), "t/9"]) == 2
+    assert "has no group of t/9" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["list", str(tmp_path / "empty")]) == 2
+    assert "has no rollouts: name the run.dir" in capsys.readouterr().err
