@@ -12,7 +12,7 @@ TOLERANCE = 1e-6
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> PolicyRuns:
-    return PolicyRuns(data, tmp_path_factory.mktemp("policy"), num_steps=3)
+    return PolicyRuns(data, tmp_path_factory.mktemp("policy"), num_steps=2)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ import torch
 from k25_train.compose.resolve import compose
 from k25_train.config.schema import Config
 from k25_train.data.batch import Reads
+from k25_train.data.loader import DataLoader
 from k25_train.data.policy_rows import POLICY_COLUMNS
 from k25_train.data.share_reader import HostInputs, Share
 from k25_train.data.start import start_source
 from k25_train.data.tokenizer import load_tokenizer
+from k25_train.data.trajectories.loader import TrajectoryLoader
 from k25_train.data.trajectories.rows import Trajectories
 from k25_train.data.trajectories.source import TrajectorySource, rollouts_of
 from k25_train.data.trajectories.step_file import step_path, write_step_file
@@ -96,6 +98,25 @@ def test_the_state_of_a_step_is_its_files_and_that_of_data(
     with opened(config) as other:
         other.start_from(2, second.state_after)
         assert_same(other.step(2), third)
+
+
+def test_a_state_that_is_none_is_refused(source: TrajectorySource) -> None:
+    with pytest.raises(DataError):
+        source.start_from(2, {"cursor": 2, "data": {"step": "two"}})
+
+
+def test_plans_know_the_images_of_every_sequence(
+    source: TrajectorySource, config: Config, steps: list[Trajectories], data: Path
+) -> None:
+    tokenizer = load_tokenizer(str(data / "tokenizer.json"))
+    made = make_rollouts(tokenizer, config.model.vision, seed=4, sizes=(3, 4, 2), num_images=3)
+    write_steps(rollouts_of(config), [made.weighted()])
+    loader = DataLoader(config.data, config.of_batch(3).train, config.model.vision)
+    plan = TrajectoryLoader(config, loader, rollouts_of(config)).plan(0)
+    found = [item.grid_thw for sequence in plan.sequences for item in sequence.items]
+    assert plan.grids() == found and len(set(found)) >= 3
+    firsts = plan.first_items().tolist()
+    assert [len(sequence.items) for sequence in plan.sequences] == np.diff(firsts).tolist()
 
 
 def assert_same(one: HostInputs, other: HostInputs) -> None:
