@@ -69,4 +69,5 @@ def _filled(vertices_V2: np.ndarray, columns_G: np.ndarray, rows_G: np.ndarray) 
     num_left = np.searchsorted(columns_G, passed_at, side="left")
     width = len(columns_G) + 1
     turns = np.bincount(rows * width + num_left, minlength=len(rows_G) * width).reshape(-1, width)
-    return (turns[:, :0:-1].cumsum(axis=1)[:, ::-1] % 2).astype(bool)
+    odd = (turns & 1).astype(bool)
+    return np.logical_xor.accumulate(odd[:, :0:-1], axis=1)[:, ::-1]
