@@ -86,6 +86,7 @@ class Reinforcement:
             "sync_bytes": pushed.num_bytes,
             "probe_gap": gap.mean,
             "probe_gap_max": gap.largest,
+            "probe_flipped": gap.flipped,
         }
 
     def close(self) -> None:

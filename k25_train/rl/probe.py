@@ -34,6 +34,10 @@ from k25_train.training.run import Run, share_of
 from k25_train.training.staging import build_staging
 from parallel.config import DepSchedule
 
+FLIPS = 1
+"""Sequences, of three or more, in which an engine may be further from the trainer. Where two experts are
+equally good for a token, to the last bits, engine and trainer may choose different ones, and differ from
+there on: with small models about once in fifty pushes. Wrong weights show in all of them. Our choice."""
 FOLDER = "probe"
 """Of the file of the sequences, among the step files."""
 
@@ -46,6 +50,8 @@ class Gap:
     """Over all tokens of all engines."""
     largest: float
     """Of any token of any engine; infinite where an engine's is no number."""
+    flipped: int = 0
+    """Sequences, of all engines, that are further off although their engine serves (`FLIPS`)."""
 
 
 class TokenLogprobs:
@@ -107,7 +113,8 @@ class Probe:
         self._tolerance = run.config.rollout.probe_tolerance
         self._sequences = tuple(sequences)
         folder = rollouts_of(run.config) / FOLDER
-        self._num_tokens = on_first_rank(lambda: _write(run.config, self._sequences, media_pad, folder))
+        self._lengths = on_first_rank(lambda: _write(run.config, self._sequences, media_pad, folder))
+        self._num_tokens = sum(self._lengths)
         self._source = TrajectorySource(_for_forward(run.config), folder)
         self._source.open()
         self._source.take(share_of(run.config, run.topology))
@@ -117,7 +124,8 @@ class Probe:
 
     def check(self) -> Gap:
         """Compare every serving engine with the trainer; one that is off by more than
-        `rollout.probe_tolerance` is fenced off. Raises `EngineError` if none is left."""
+        `rollout.probe_tolerance`, in more sequences than `FLIPS`, is fenced off. Raises `EngineError` if none
+        is left."""
         with self._run.tracker.phase("probe engines", range(self._run.topology.world_size)):
             own = self.trainer_logprobs()
             return on_first_rank(lambda: self._compare(own))
@@ -138,17 +146,29 @@ class Probe:
         assert self._pool is not None, "the first rank has the engines"
         found = self._wait(self._pool.probe(self._sequences))
         gaps = {name: gaps_of(logprobs, own) for name, logprobs in found.items()}
+        allowed = FLIPS if len(self._lengths) > 2 else 0
+        flipped = 0
         for name, gap in gaps.items():
-            largest = float(gap.max(initial=0.0))
-            if not largest <= self._tolerance:
-                self._pool.fence(
-                    name,
-                    f"its log-probabilities of the probe are up to {largest:.2g} nats from the trainer's, "
-                    f"rollout.probe_tolerance={self._tolerance:g} is allowed: it has other weights, or other "
-                    "arithmetic",
-                )
+            apart = self._num_apart(gap)
+            if apart <= allowed:
+                flipped += apart
+                continue
+            self._pool.fence(
+                name,
+                f"its log-probabilities of the probe are up to {float(gap.max()):.2g} nats from the "
+                f"trainer's, in {apart} of {len(self._lengths)} sequences, rollout.probe_tolerance="
+                f"{self._tolerance:g} is allowed: it has other weights, or other arithmetic",
+            )
         every = np.concatenate([np.zeros(0), *gaps.values()])
-        return Gap(mean=float(every.mean()) if len(every) else 0.0, largest=float(every.max(initial=0.0)))
+        mean, largest = (float(every.mean()) if len(every) else 0.0), float(every.max(initial=0.0))
+        return Gap(mean=mean, largest=largest, flipped=flipped)
+
+    def _num_apart(self, gap: np.ndarray) -> int:
+        """Sequences with a token that is off by more than the tolerance; all where tokens are missing."""
+        if len(gap) != sum(self._lengths):
+            return len(self._lengths)
+        parts = np.split(gap, np.cumsum(self._lengths)[:-1])
+        return sum(not part.max(initial=0.0) <= self._tolerance for part in parts)
 
 
 def gaps_of(logprobs: Sequence[np.ndarray], own: np.ndarray) -> np.ndarray:
@@ -159,8 +179,9 @@ def gaps_of(logprobs: Sequence[np.ndarray], own: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(joined), np.abs(joined - own), np.inf)
 
 
-def _write(config: Config, sequences: Iterable[ProbeSequence], media_pad: int, folder: Path) -> int:
-    """The file of the sequences, in which every token but the first counts as drawn; how many these are."""
+def _write(config: Config, sequences: Iterable[ProbeSequence], media_pad: int, folder: Path) -> list[int]:
+    """The file of the sequences, in which every token but the first counts as drawn; how many these are, of
+    each sequence."""
     made: list[Trajectory] = []
     for number, sequence in enumerate(sequences):
         counts = [num_image_tokens(image, config.model.vision) for image in sequence.images]
@@ -184,7 +205,7 @@ def _write(config: Config, sequences: Iterable[ProbeSequence], media_pad: int, f
     weights = rows.generated.astype(np.float32)
     rows = rows.weighted(np.where(rows.generated, numbers, 0), weights, weights)
     write_step_file(step_path(folder, 1), rows, {})
-    return int(rows.generated.sum())
+    return [len(each.tokens) - 1 for each in made]
 
 
 def _for_forward(config: Config) -> Config:
