@@ -118,8 +118,10 @@ class Room:
         """Prompts of held-out tasks, images and all, with ids behind them that no model would generate: so
         every expert has something to do. At least one."""
         prompts, found = self._parts.prompts, []
+        # As a response, they fit a sequence of training.
+        num_tokens = min(PROBE_TOKENS, self._rollout.max_tokens)
         for number, task in enumerate(self._parts.tasks.probes(self._rollout.probe_sequences)):
-            draws = np.random.default_rng(number).integers(0, self._config.model.vocab_size, PROBE_TOKENS)
+            draws = np.random.default_rng(number).integers(0, self._config.model.vocab_size, num_tokens)
             allowed = draws[~np.isin(draws, prompts.forbidden_ids)].tolist()
             found.append(ProbeSequence((*prompts.encode(task), *allowed), task.media))
         return found

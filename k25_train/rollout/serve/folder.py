@@ -120,7 +120,9 @@ def _export(checkpoint: Path, out: Path, options: argparse.Namespace, say: Calla
             words += [f"--{name}", str(value)]
     say(f"exporting {checkpoint} in {options.weights}")
     # A process of its own: what it has read is not held while the server serves.
-    done = subprocess.run([sys.executable, "-m", "k25_train.convert", *words], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "k25_train.convert", *words], capture_output=True, text=True, encoding="utf-8"
+    )
     if done.returncode:
         raise CheckpointError(
             f"{checkpoint}: not exported by `k25-convert {' '.join(words)}`:\n{done.stderr.strip()}"

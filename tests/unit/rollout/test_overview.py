@@ -42,7 +42,9 @@ def run(tmp_path: Path) -> Path:
 
 def test_list_has_trained_groups_and_those_under_way(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", str(run)]) == 0
-    trained, under_way = [line for line in capsys.readouterr().out.splitlines() if " t/" in line and "groups" not in line]
+    trained, under_way = [
+        line for line in capsys.readouterr().out.splitlines() if " t/" in line and "groups" not in line
+    ]
     assert "t/0" in trained and " 0.500 " in trained and "4 to 5" in trained and "1 stop" in trained
     assert "t/1" in under_way and "under way" in under_way and "1 no token yet" in under_way
 
