@@ -78,7 +78,7 @@ context: $(STAMP)  ## train 60 drawn layouts in which ranks share sequences like
 test-gpu: $(STAMP)  ## run the tests that need GPUs: one, or two, four and eight over NCCL as far as there are
 	$(TEST) -m gpu
 
-test-engine: $(STAMP) $(ENGINE)/.installed  ## export a small run, serve it with vLLM and compare log-probabilities
+test-engine: $(STAMP) $(ENGINE)/.installed  ## serve a small run with vLLM, put it to the tests of every engine and compare log-probabilities
 	$(TEST) -m engine tests/engine
 
 faults: $(STAMP)  ## disturb a running job on a real SLURM 40 times; needs slurm-wlm and munge

@@ -29,6 +29,8 @@ class BadEngine:
         """Whether the connection closes in the middle of an answer."""
         self.versions = ["0"]
         """Labels that it tells, the last one again and again."""
+        self.worker: dict[str, Any] = {"experts": 2}
+        """What the extension answers."""
         self.num_requests = 0
 
     def app(self) -> web.Application:
@@ -64,7 +66,7 @@ class BadEngine:
 
     async def _rpc(self, http: web.Request) -> web.Response:
         await self._maybe_hang(http)
-        return web.json_response({"results": [{"experts": 2}]})
+        return web.json_response({"results": [self.worker]})
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(text="vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n")

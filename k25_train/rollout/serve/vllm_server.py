@@ -55,10 +55,9 @@ def serve_vllm(order: ServeOrder, ready: Callable[[], None]) -> int:
     with running(order) as process:
         _await_health(order, process)
         asyncio.run(prepared(order))
-        ready()
         with contextlib.suppress(KeyboardInterrupt):
-            status = process.wait()
-            raise _ended(order, f"ended with {status}")
+            ready()
+            raise _ended(order, f"ended with {process.wait()}")
     return 0
 
 
