@@ -139,8 +139,13 @@ def _newest(rows: Sequence[Row]) -> dict[str, float]:
     """The newest of each number without a `/`; figures of sampled steps are not in every row."""
     found: dict[str, float] = {}
     for row in rows[-RECENT_STEPS:]:
-        found |= {key: value for key, value in row.items() if "/" not in key and is_number(value)}
+        found |= {key: value for key, value in row.items() if _is_alone(key) and is_number(value)}
     return found
+
+
+def _is_alone(key: str) -> bool:
+    """Whether a figure is shown as it is: members of families are not, but for what is known of a policy."""
+    return "/" not in key or key.startswith("policy/")
 
 
 def _held_out_names(rows: Iterable[Row]) -> list[str]:

@@ -66,6 +66,8 @@ def lines(found: Seen, curve: int, encoding: str) -> Iterator[Line]:
         if numbers:
             yield title, Text(joined(numbers, form))
     for title, text in (
+        ("rollouts", rollouts_text(found)),
+        ("engines", engines_text(found)),
         ("learning rate", rate_text(found)),
         ("batch", batch_text(found)),
         ("experts", experts_text(found)),
@@ -98,6 +100,34 @@ def progress_text(found: Seen) -> str:
     if left_s is not None and not found.is_done:
         text += f", {format_duration(left_s)} left"
     return text
+
+
+def rollouts_text(found: Seen) -> str:
+    """What the responses of the latest step earned, how long they are, and how far from the policy."""
+    forms = {
+        "reward": "reward {:.3f}",
+        "accuracy": "accuracy {:.3f}",
+        "response_tokens": "{:.1f} tokens an answer",
+        "failed_share": "{:.1%} failed",
+        "length_share": "{:.1%} at the limit",
+        "policy/mask_share": "{:.2%} of the tokens masked",
+        "staleness": "{:.2g} steps stale",
+    }
+    latest = found.latest
+    return ", ".join(form.format(latest[name]) for name, form in forms.items() if name in latest)
+
+
+def engines_text(found: Seen) -> str:
+    """What engines did in the latest step, and how far they are from the trainer."""
+    forms = {
+        "engines": "{:.0f} serving",
+        "engine_idle": "{:.0%} idle",
+        "rollout_s": "{:.2f} s of rollouts",
+        "sync_s": "{:.2f} s of a push",
+        "policy/gap": "log-probabilities {:.2g} nats apart",
+    }
+    latest = found.latest
+    return ", ".join(form.format(latest[name]) for name, form in forms.items() if name in latest)
 
 
 def rate_text(found: Seen) -> str:
