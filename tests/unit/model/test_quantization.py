@@ -244,6 +244,7 @@ def compile_for_h800() -> str:
     return ptx
 
 
+@pytest.mark.slow
 def test_it_compiles_unfused_to_accesses_of_16_bytes(tmp_path: Path) -> None:
     with process({"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}) as pool:
         ptx = pool.submit(compile_for_h800).result()
