@@ -13,6 +13,7 @@ COUNTING = (
     "environment=counting",
     "environment.tasks.counting.num_tasks=20",
     "train.steps=2",
+    "train.seq_len=128",
     "rollout.max_prompt_tokens=44",
     "train.eval_interval=2",
 )
