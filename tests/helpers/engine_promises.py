@@ -21,6 +21,7 @@ from k25_train.rollout.engines.base import (
     ProbeSequence,
     Request,
 )
+from k25_train.rollout.engines.in_process.folder import folder_tensors
 from tests.helpers.engine_subjects import Subject, picture
 
 
@@ -234,5 +235,28 @@ def test_weights_are_committed_to_a_paused_engine_that_has_them_staged(subject: 
         await engine.commit(version + 1)
         assert (await engine.state()).version == version + 1
         await engine.resume()
+
+    run(subject, body)
+
+
+def test_weights_are_staged_as_tensors_and_leave_nothing_behind(subject: Subject) -> None:
+    def folders() -> set[str]:
+        return {path.name for path in Path("/dev/shm").glob("k25-step-*")}
+
+    async def body(engine: Engine) -> None:
+        sequence, before = ProbeSequence(subject.prompt, ()), folders()
+        found = []
+        for folder in (subject.weights[1], subject.weights[0]):
+            await engine.pause(PauseMode.keep)
+            await push(engine, folder)
+            found += await engine.probe([sequence])
+            version = (await engine.state()).version + 1
+            await engine.stage(folder_tensors(folder), version)
+            await engine.commit(version)
+            await engine.resume()
+            found += await engine.probe([sequence])
+        assert np.array_equal(found[0], found[1]) and np.array_equal(found[2], found[3])
+        assert not np.array_equal(found[0], found[2])
+        assert folders() <= before
 
     run(subject, body)

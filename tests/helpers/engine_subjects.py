@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from k25_train.config.vision import VisionConfig
 from k25_train.rollout.engines.base import Engine, PauseMode, Request, Sampling
 from k25_train.rollout.engines.served_model import ServedModel
-from k25_train.rollout.engines.server import EngineServer
+from k25_train.rollout.engines.server import run_server
 from k25_train.rollout.engines.sglang.client import connect_sglang
 from k25_train.rollout.engines.vllm.client import connect_vllm
 from k25_train.rollout.engines.wire import HttpLimits
@@ -142,12 +142,13 @@ async def directly(engine: Engine, _: ServedModel) -> AsyncIterator[Engine]:
 @contextlib.asynccontextmanager
 async def over_vllm_wire(engine: Engine, model: ServedModel) -> AsyncIterator[Engine]:
     """Our server and the vLLM client."""
-    async with serving(EngineServer(engine, model).app()) as url:
-        client = await connect_vllm(url, model, LIMITS)
-        try:
-            yield client
-        finally:
-            await client.close()
+    runner = await run_server(engine, model, "127.0.0.1", 0)
+    client = await connect_vllm(f"http://127.0.0.1:{runner.addresses[0][1]}", model, LIMITS)
+    try:
+        yield client
+    finally:
+        await client.close()
+        await runner.cleanup()
 
 
 @contextlib.asynccontextmanager

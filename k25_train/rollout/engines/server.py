@@ -27,6 +27,8 @@ from k25_train.rollout.engines.vllm.wire import FINISH_REASONS, GENERATE, POSITI
 
 LARGEST_BODY = 2**30
 """Bytes of a request: images come in it."""
+SHUTDOWN_S = 1.0
+"""Seconds that requests have to end when the server does."""
 REASON_NAMES = {reason: name for name, reason in FINISH_REASONS.items()}
 
 
@@ -170,7 +172,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def run_server(engine: Engine, model: ServedModel, host: str, port: int) -> web.AppRunner:
     """Start serving; `cleanup` of what is returned ends it. Raises OSError if the port is taken."""
-    runner = web.AppRunner(EngineServer(engine, model).app(), handler_cancellation=True, access_log=None)
+    app = EngineServer(engine, model).app()
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
     return runner

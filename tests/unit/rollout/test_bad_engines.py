@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 
 from k25_train.rollout.engines.base import EngineError, PauseMode, ProbeSequence, Request, Sampling
 from k25_train.rollout.engines.http_engine import HttpEngine
+from k25_train.rollout.engines.seeds import seed_at
 from k25_train.rollout.engines.vllm.client import connect_vllm
+from k25_train.rollout.engines.vllm.wire import generate_body
 from tests.helpers.bad_engine import BadEngine
 from tests.helpers.engine_subjects import LIMITS, over_vllm_wire, picture, serving
 from tests.helpers.table_engine import MEDIA_PAD, TableEngine, served_model, table_tensors
@@ -319,3 +321,12 @@ def test_a_pause_longer_than_the_limit_fails_no_response() -> None:
             assert len((await task).token_ids) > 0
 
     asyncio.run(body())
+
+
+def test_another_part_of_a_response_is_drawn_by_another_seed() -> None:
+    seeds = [seed_at(seed, position) for seed in range(20) for position in range(20)]
+    assert len(set(seeds)) == 400
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    later = replace(REQUEST, response_ids=(7,))
+    first, second = (generate_body(each)["sampling_params"] for each in (REQUEST, later))
+    assert first["seed"] != second["seed"] and (first["max_tokens"], second["max_tokens"]) == (4, 3)
