@@ -114,7 +114,13 @@ def test_logprobs_are_those_of_a_full_forward(engine: InProcessEngine) -> None:
     reference, _ = build_hf_reference(MODEL, WEIGHTS[0])
 
     async def body() -> None:
-        wanted = requests(4) + requests(3, forbidden_ids=(5, 9), temperature=0.6) + requests(2, temperature=0)
+        # The first one outgrows what a slot has room for at first.
+        wanted = [
+            request(MODEL, 20, length=61),
+            *requests(4),
+            *requests(3, forbidden_ids=(5, 9), temperature=0.6),
+            *requests(2, temperature=0),
+        ]
         for each, got in zip(wanted, await together(engine, wanted), strict=True):
             expected = full_logprobs(reference, whole(each, got))
             np.testing.assert_allclose(got.logprobs, expected[-len(got.token_ids) :], rtol=0, atol=TOLERANCE)
