@@ -25,6 +25,10 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "k25_train.config": ("hydra", "omegaconf", "yaml", "rich"),
     "k25_train.objectives": RANKS,
     "k25_train.metrics": RANKS[:2],
+    # Engines take tensors of the release's names, from wherever: they know no trainer.
+    "k25_train.rollout": tuple(
+        f"k25_train.{room}" for room in ("model", "optim", "objectives", "training", "rl")
+    ),
 }
 """Folder -> folders and packages that nothing in it imports. Cycles need no rule: no folder has any."""
 STANDARD_LIBRARY_ONLY = (
@@ -108,6 +112,8 @@ def violations(name: str, imported: str) -> list[str]:
     is_pure = any(within(name, folder) for folder in STANDARD_LIBRARY_ONLY)
     if is_pure and not any(within(imported, other) for other in pure):
         found.append(f"{name} imports {imported}: it may need the standard library only")
+    if within(imported, "transformers") and not within(name, "k25_train.rollout.engines.in_process"):
+        found.append(f"{name} imports {imported}: the engine in process alone may")
     if within(imported, "triton") and name not in TRITON_KERNELS:
         found.append(f"{name} imports {imported}: only {' and '.join(TRITON_KERNELS)} may, on CUDA")
     return found
@@ -133,6 +139,8 @@ def test_imports_follow_the_rules(path: Path) -> None:
         ("k25_train.environments.sandbox", "k25_train.data.batch"),
         ("k25_train.config.schema", "omegaconf"),
         ("launch.slurm", "torch"),
+        ("k25_train.rollout.engines.pool", "k25_train.training.run"),
+        ("k25_train.rl.loop", "transformers"),
     ],
 )
 def test_the_rules_catch(name: str, imported: str) -> None:
