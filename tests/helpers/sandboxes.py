@@ -19,5 +19,6 @@ LIMITS = Limits(
 PYTHON = [os.path.realpath(sys.executable), "-I", "-S", "-c"]
 
 needs_bubblewrap = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap"
+    shutil.which("bwrap") is None and "CI" not in os.environ,
+    reason="needs bubblewrap: apt-get install bubblewrap",
 )

@@ -63,7 +63,9 @@ def _filled(vertices_V2: np.ndarray, columns_G: np.ndarray, rows_G: np.ndarray) 
     passes_VG = (low_V2[:, 1:] <= rows_G) & (rows_G < high_V2[:, 1:])
     edges, rows = np.nonzero(passes_VG)
     low, high = low_V2[edges], high_V2[edges]
-    passed_at = low[:, 0] + (rows_G[rows] - low[:, 1]) / (high[:, 1] - low[:, 1]) * (high[:, 0] - low[:, 0])
+    run, rise = high[:, 0] - low[:, 0], high[:, 1] - low[:, 1]
+    # Multiplied first: on whole numbers this is exact.
+    passed_at = low[:, 0] + (rows_G[rows] - low[:, 1]) * run / rise
 
     # 3. Every pass turns all cells to its left over.
     num_left = np.searchsorted(columns_G, passed_at, side="left")

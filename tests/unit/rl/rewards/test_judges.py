@@ -204,6 +204,22 @@ def test_a_rule_that_runs_away_is_killed_and_the_next_one_answered() -> None:
     assert after.reward == 1.0
 
 
+def test_a_verdict_that_nobody_waits_for_ends_its_worker() -> None:
+    async def run() -> list[int]:
+        workers = RuleWorkers(1, deadline_s=60.0)
+        await workers.apply("count", "3", {"count": 3})
+        (process,) = workers._idle
+        slow = asyncio.create_task(workers.apply("ocr", "ab" * 50_000, {"text": "ba" * 50_000}))
+        await asyncio.sleep(0.1)
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+        assert workers._idle == []
+        return [process.pid]
+
+    (pid,) = asyncio.run(run())
+    assert not os.path.exists(f"/proc/{pid}")
+
+
 def test_no_worker_outlives_its_pool() -> None:
     async def run() -> list[int]:
         workers = RuleWorkers(3)

@@ -110,6 +110,16 @@ def test_polygon_iou_is_near_the_very_areas() -> None:
         assert polygons.polygon_iou(shapes[:1], shapes[1:]).reward == pytest.approx(exact, abs=0.02)
 
 
+def test_polygons_through_the_centres_of_cells() -> None:
+    """Whole numbers: outlines and vertices lie on centres, which then belong to one side by rule."""
+    rng = random.Random(12)
+    frame = [(0, 0), (8, 0), (8, 8), (0, 8)]
+    for _ in range(100):
+        found = [[(rng.randint(0, 8), rng.randint(0, 8)) for _ in range(rng.randint(3, 5))]]
+        verdict = polygons.polygon_iou(found, [frame], 4)
+        assert verdict.reward == references.raster_iou(found, [frame], 4)
+
+
 def test_polygons_on_the_grid_itself() -> None:
     """Edges through the very centres of cells, where a cell is in one of two neighbours and never in both."""
     left, right = [(0, 0), (1, 0), (1, 4), (0, 4)], [(1, 0), (4, 0), (4, 4), (1, 4)]
