@@ -94,7 +94,7 @@ class AlgorithmConfig:
     synchronous phases as in K2.5, more for rollouts that go on during training."""
     token_cap: int | None
     """Tokens that a response may get in one rollout phase; it goes on in the next one (partial rollouts of
-    K1.5). null for none."""
+    K1.5). Where too few groups are complete by then, all of them get as many again. null for none."""
     toggle: ToggleConfig
     """Alternating phases with a budget."""
 

@@ -20,7 +20,6 @@ from parallel.dep.program import Program, chunks_of, chunks_of_rank, program_of
 from parallel.dep.transfers import Receiver
 from parallel.pipeline.schedule import RECOMPUTE_AND_BACKWARD_COST
 
-
 MOST_PLANNERS = 64
 """Sizes of the global batch that planners are kept for: a step of rollouts has any size. Our choice."""
 

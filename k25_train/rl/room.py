@@ -34,6 +34,8 @@ from k25_train.rollout.journal_state import consumed
 from k25_train.rollout.prompts import Prompts
 from k25_train.rollout.trajectory import Group
 
+END_S = 60.0
+"""Longest time that engines and judges get to end: what hangs then has nothing that is missed. Our choice."""
 CORRECT = 0.5
 """Accuracy from which on a response of the start pass counts as correct. Our choice."""
 PROBE_TOKENS = 48
@@ -252,7 +254,11 @@ class Room:
             await self.controller.close()
         if hasattr(self, "journal"):
             self.journal.close()
-        await self._parts.close()
+        try:
+            async with asyncio.timeout(END_S):
+                await self._parts.close()
+        except TimeoutError:
+            self._notice(f"warning: engines or judges did not end within {END_S:g} s; the run is complete")
 
     def _toggle_state(self, step: int) -> Any:
         """The state of Toggle behind a step: of its file, or else of its checkpoint; None at the start."""

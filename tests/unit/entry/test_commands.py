@@ -28,6 +28,7 @@ from k25_train.dryrun import __main__ as dryrun
 from k25_train.errors import DataError
 from k25_train.metrics import __main__ as metrics
 from k25_train.recipes import needle, stages, vision_ratio
+from k25_train.rl import __main__ as reinforce
 from launch import node, preflight_rank, rank, rendezvous, supervisor
 from tests.helpers.in_process import status_of_command
 from tests.helpers.project_sources import CODE, REPO, source_files
@@ -71,6 +72,7 @@ PRINTING: dict[str, tuple[Main, list[str]]] = {
     "plan of what might be": (plan.main, [SMALL, "--what-if", "slow-node"]),
     "plan's help": (plan.main, ["--help"]),
     "train's help": (train.command, ["--help"]),
+    "rl's help": (reinforce.command, ["--help"]),
     "train's values": (train.command, [SMALL, "--cfg", "job", "model.name=ü→"]),
     "eval's help": (evaluate.main, ["--help"]),
     "dryrun's help": (dryrun.main, ["--help"]),
@@ -169,6 +171,8 @@ UNREADABLE: list[tuple[Main, list[str], str]] = [
     (train.command, ["--config", FILE], "is not UTF-8"),
     (train.command, ["--config"], "--config: is not followed by a value"),
     (train.command, [SMALL, "--cfg", "hydra"], "--cfg hydra"),
+    (train.command, ["experiment=rl_smoke"], "start it with `python -m k25_train.rl` (k25-rl)"),
+    (reinforce.command, [SMALL], "algorithm: is not given, so there is nothing to reinforce"),
     (evaluate.main, ["checkpoint="], "checkpoint=: must name a checkpoint"),
     (evaluate.main, [f"checkpoint={NONE}"], NONE),
     (convert.main, ["import", NONE, "out"], NONE),
