@@ -34,16 +34,18 @@ class Panel:
     words: str = ""
     """What that is, for the legend."""
     is_logarithmic: bool = False
+    is_share: bool = False
+    """Whether it is usually between 0 and 1, which are then shown whole."""
 
 
 ARM_COLORS = ("#4b5563", "#d1600d", "#1d6fb8", "#0f766e")
 COMPARED = (
     Panel(title="tokens per answer", trained="response_tokens", heldout="eval_response_tokens"),
-    Panel(title="accuracy", trained="accuracy", heldout="eval_accuracy"),
+    Panel(title="accuracy", trained="accuracy", heldout="eval_accuracy", is_share=True),
 )
 PANELS = (
-    Panel(title="reward", trained="reward", heldout="eval_reward"),
-    Panel(title="accuracy", trained="accuracy", heldout="eval_accuracy"),
+    Panel(title="reward", trained="reward", heldout="eval_reward", is_share=True),
+    Panel(title="accuracy", trained="accuracy", heldout="eval_accuracy", is_share=True),
     Panel(
         title="tokens per answer",
         trained="response_tokens",
@@ -99,8 +101,7 @@ def plot_arms(arms: Sequence[Arm], path: Path) -> None:
             is_first = arm.label not in [each.label for each in arms[:number_of_arm]]
             _line(axes, arm.rows, panel.trained, arm.label if is_first else "_", color)
             _line(axes, arm.rows, panel.heldout, "_", color, marker="o", linestyle="none")
-        style(axes, panel.title)
-        axes.set_ylabel("")
+        _finish(axes, panel)
     figure.savefig(path)
 
 
@@ -132,6 +133,14 @@ def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
         _line(axes, rows, panel.heldout, "held-out tasks", HELDOUT_COLOR, marker="o")
     if panel.is_logarithmic and any(number(row[panel.trained]) > 0 for row in rows if panel.trained in row):
         axes.set_yscale("log")
+    _finish(axes, panel)
+
+
+def _finish(axes: Axes, panel: Panel) -> None:
+    """Limits, title, and no unit, which the title has."""
+    low, high = axes.get_ylim()
+    if panel.is_share and low >= -0.05 and high <= 1.05:
+        axes.set_ylim(-0.03, 1.05)
     style(axes, panel.title)
     axes.set_ylabel("")
 
