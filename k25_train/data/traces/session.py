@@ -129,8 +129,9 @@ class Session:
             # Sets have the same order in every session, so that traces do not depend on it.
             environment = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             try:
+                program = script.read_text(encoding="utf-8") + "\nmain()\n"
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", str(script), str(self._timeout_s), FOLDER],
+                    [sys.executable, "-P", "-c", program, str(self._timeout_s), FOLDER],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     env=os.environ | environment,

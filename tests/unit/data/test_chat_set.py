@@ -35,7 +35,10 @@ class Box:
     @property
     # seen
     def width(self) -> int:
-        """The width of the box, which is never negative."""
+        """The width of the box, which is never negative.
+
+        In pixels.
+        """
         # The right edge is outside.
         return self.right - self.left
 
@@ -89,7 +92,7 @@ def test_functions_are_asked_for_by_their_docstrings() -> None:
     asked, code = talk.turns
     request, _, described = asked.partition("\n\n")
     assert request == "Write the function `width(self)` of `django/shapes.py`."
-    assert described == "The width of the box, which is never negative."
+    assert described == "The width of the box, which is never negative.\n\nIn pixels."
     assert code == (
         "```python\n@property\n# seen\ndef width(self) -> int:\n"
         "    # The right edge is outside.\n    return self.right - self.left\n```"
