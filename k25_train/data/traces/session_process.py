@@ -1,7 +1,7 @@
 """A Python session in a process of its own: cells come as JSON lines, and what they print goes back.
 
-Its text is what `session.Session` starts Python with, then `main` is called. Nothing of k25_train is imported:
-what a cell finds is Python, NumPy and Pillow, a folder with images, and the names that earlier cells left.
+Its text is what `session.Session` starts Python with; then `main` is called. Nothing of k25_train is there.
+What a cell finds is Python, NumPy and Pillow, a folder with images, and the names that earlier cells left.
 """
 
 import ast
