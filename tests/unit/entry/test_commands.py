@@ -29,6 +29,7 @@ from k25_train.errors import DataError
 from k25_train.metrics import __main__ as metrics
 from k25_train.recipes import needle, stages, vision_ratio
 from k25_train.rl import __main__ as reinforce
+from k25_train.rollout import __main__ as rollout
 from launch import node, preflight_rank, rank, rendezvous, supervisor
 from tests.helpers.in_process import status_of_command
 from tests.helpers.project_sources import CODE, REPO, source_files
@@ -87,6 +88,7 @@ PRINTING: dict[str, tuple[Main, list[str]]] = {
     "a run": (metrics.main, ["watch", "RUN", "--once"]),
     "runs": (metrics.main, ["compare", "RUN", "RUN", "--json"]),
     "metrics' help": (metrics.main, ["compare", "--help"]),
+    "serving's help": (rollout.main, ["serve", "--help"]),
     "status's help": (status.main, ["--help"]),
     "a chain": (stages.main, ["--commands"]),
     "stages' help": (stages.main, ["--help"]),
@@ -220,6 +222,11 @@ UNREADABLE: list[tuple[Main, list[str], str]] = [
     (metrics.main, ["watch", FOLDER, "--interval", "0"], "--interval 0: must be within"),
     *((metrics.main, ["compare", where], where) for where in (NONE, FOLDER, LOOP)),
     (metrics.main, ["compare", FOLDER, "--png", "x.jpg"], "--png x.jpg: must end in .png"),
+    (rollout.main, ["serve", FOLDER, "--python", NONE], "--engine vllm: NONE is not there"),
+    *(
+        (rollout.main, ["serve", where, "--engine", "in_process"], f"{where}: neither a checkpoint")
+        for where in (NONE, FILE, FOLDER, LOOP)
+    ),
     (stages.main, ["chain=none"], "is not a chain"),
     (stages.main, [f"chain={NONE}.yaml"], "NONE.yaml"),
     (stages.main, ["--from", "nothing", "--explain"], "--from: is for training"),
