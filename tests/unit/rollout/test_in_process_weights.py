@@ -51,6 +51,12 @@ def test_every_tensor_is_where_transformers_puts_it(engine: InProcessEngine) -> 
     assert_equal(committed(engine, stream(STATE)), reference.state_dict())
 
 
+def test_staging_leaves_the_weights_in_use_as_they_are(engine: InProcessEngine) -> None:
+    before = {name: tensor.clone() for name, tensor in committed(engine, stream(STATE)).items()}
+    asyncio.run(engine.stage(stream(random_checkpoint(MODEL, 1)), 5))
+    assert_equal(engine._network.weights, before)
+
+
 def test_a_folder_gives_what_a_stream_gives(engine: InProcessEngine, tmp_path: Path) -> None:
     names = list(STATE)
     for number in range(2):
