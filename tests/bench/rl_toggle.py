@@ -166,7 +166,7 @@ def learning(bench: BenchRuns, start: Path) -> list[Verdict]:
 def too_high_a_rate(bench: BenchRuns, start: Path) -> list[Verdict]:
     """Toggle at a rate at which noise becomes whole steps; printed for the record, without a bar."""
     rate = RATE_FACTOR * compose(["experiment=rl_smoke"]).optim.lr
-    bench.run([arm("high_rate", start, STEPS, 1, f"optim.lr={rate}", f"optim.min_lr={rate}")])
+    bench.run([arm("high_rate", start, STEPS, 1, f"optim.lr={rate:g}", f"optim.min_lr={rate:g}")])
     words = [
         f"{number(row['eval_accuracy']):.3f}, {number(row['eval_response_tokens']):.1f} tokens"
         for row in bench.evaluations("high_rate")
