@@ -96,7 +96,14 @@ def test_engines_have_proven_weights_before_they_generate_also_after_a_resume(
     assert second == ["push 2", "probe", "roll out 3", "train 3"]
 
 
-@pytest.mark.parametrize("kind", [[], ["algorithm.token_cap=3"], ["algorithm.steps_per_rollout=2"]])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param([], id="synchronous", marks=pytest.mark.slow),
+        pytest.param(["algorithm.token_cap=3"], id="partial"),
+        pytest.param(["algorithm.steps_per_rollout=2"], id="two steps", marks=pytest.mark.slow),
+    ],
+)
 def test_loops_that_are_killed_go_on_to_the_same_weights(kind: list[str], data: Path, tmp_path: Path) -> None:
     start_server()
     settings = ["train.steps=6", *kind]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,16 @@ def algorithm_config(**changes: Any) -> AlgorithmConfig:
 
 def _completed(values: dict[str, Any]) -> dict[str, Any]:
     """Fields that came later, as `algorithm=k25` has them."""
+    missing = set(AlgorithmConfig.__dataclass_fields__) - set(values)
+    return values | {name: _as_chosen()[name] for name in missing}
+
+
+@lru_cache
+def _as_chosen() -> dict[str, Any]:
     from k25_train.compose.resolve import compose_values
 
-    missing = set(AlgorithmConfig.__dataclass_fields__) - set(values)
-    if not missing:
-        return values
-    given = compose_values(["experiment=rl_smoke"])[0]["algorithm"]
-    return values | {name: given[name] for name in missing}
+    chosen: dict[str, Any] = compose_values(["experiment=rl_smoke"])[0]["algorithm"]
+    return chosen
 
 
 def rollout_config(**changes: Any) -> RolloutConfig:
