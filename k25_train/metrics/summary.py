@@ -54,11 +54,17 @@ def summary_lines(rows: Sequence[Row], peak: Peak | None) -> list[tuple[str, str
         ("tokens", f"{total(steps, 'tokens'):,.0f}, of which vision {total(steps, 'vision_tokens'):,.0f}"),
         ("images and video chunks", f"{total(steps, 'images'):,.0f}"),
         ("time in steps", format_duration(seconds)),
-        ("training loss", change(losses[0], sum(last) / len(last))),
     ]
+    # What a policy minimises is near 0 whatever it earns.
+    if "reward" not in steps[-1]:
+        lines.append(("training loss", change(losses[0], sum(last) / len(last))))
     for key, name in (
+        ("reward", "reward"),
+        ("response_tokens", "tokens per answer"),
         ("eval_text_loss", "held-out text loss"),
         ("eval_caption_loss", "held-out caption loss"),
+        ("eval_reward", "held-out reward"),
+        ("eval_response_tokens", "held-out tokens per answer"),
     ):
         evaluations = [number(row[key]) for row in rows if key in row]
         if evaluations:
