@@ -330,3 +330,19 @@ def test_another_part_of_a_response_is_drawn_by_another_seed() -> None:
     later = replace(REQUEST, response_ids=(7,))
     first, second = (generate_body(each)["sampling_params"] for each in (REQUEST, later))
     assert first["seed"] != second["seed"] and (first["max_tokens"], second["max_tokens"]) == (4, 3)
+
+
+def test_a_response_without_end_ends_when_its_caller_hangs_up() -> None:
+    async def body() -> None:
+        model = served_model(tiny_vision_config())
+        table = TableEngine(model, step_s=0.001)
+        async with over_vllm_wire(table, model) as engine, asyncio.timeout(60):
+            endless = replace(REQUEST.sampling, max_tokens=10**6, stop_ids=())
+            task = asyncio.create_task(engine.generate(replace(REQUEST, sampling=endless)))
+            while not table.running:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            while table.running:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(body())
