@@ -8,6 +8,7 @@ import pytest
 
 from k25_train.environments.base import Status, failed, scored, unscored
 from k25_train.errors import RolloutError
+from k25_train.rl.controller import _was_complete_in
 from k25_train.rl.toggle import NoToggle
 from k25_train.rollout.engines.base import EngineError, FinishReason
 from tests.helpers.scripted_engine import ScriptedEngine
@@ -250,12 +251,25 @@ class TestFaults:
                 response.finish_reason = FinishReason.stop
                 response.verdict = scored(1.0, {})
             assert group.is_complete
-            group.responses[1].verdict = unscored("offline: no route")
-            assert not group.is_complete
-            with pytest.raises(ValueError, match="2 rewards of 3"):
-                group.rewards()
+            for response in group.responses:
+                response.verdict = unscored("offline: no route")
+                assert not group.is_complete
+                with pytest.raises(ValueError, match="2 rewards of 3"):
+                    group.rewards()
+                response.verdict, response.finish_reason = scored(1.0, {}), FinishReason.aborted
+                assert not group.is_complete
+                response.finish_reason = FinishReason.stop
 
         Rollouts(tmp_path).run(use)
+
+
+def test_what_was_complete_in_a_round_does_not_change_with_later_ones(tmp_path: Path) -> None:
+    """A kill in the second round of a phase: some groups have ended in it by then, and the first round, which
+    is looked at again, must not count them."""
+    algorithm = algorithm_config(token_cap=2)
+    (group, *_) = Rollouts(tmp_path, algorithm).run(lambda each: each.step(1))
+    last = max(response.last_round for response in group.responses)
+    assert _was_complete_in(group, last) and not _was_complete_in(group, last - 1)
 
 
 def test_another_set_of_tasks_is_refused(tmp_path: Path) -> None:
