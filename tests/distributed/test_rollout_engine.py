@@ -12,7 +12,7 @@ from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.sampled_engine import picture
 
 TOLERANCE = 1e-5
-"""Nats, in float32: what issue and reference ask for. Seen: 3e-6."""
+"""Nats, in float32: what an embedded engine has to keep."""
 PICTURES = (picture(56, 56, 1), picture(140, 84, 2), picture(300, 200, 3))
 
 
