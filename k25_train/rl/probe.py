@@ -24,6 +24,7 @@ from k25_train.data.trajectories.rows import Trajectories, Trajectory
 from k25_train.data.trajectories.source import TrajectorySource, rollouts_of
 from k25_train.data.trajectories.step_file import step_path, write_step_file
 from k25_train.objectives.base import NamedSums, ObjectiveOutput, Targets
+from k25_train.rl.probe_gaps import apart, gaps_of, is_flip
 from k25_train.rl.transports.base import Waiting
 from k25_train.rollout.engines.base import ProbeSequence
 from k25_train.rollout.engines.images import expand_placeholders, num_image_tokens
@@ -34,10 +35,6 @@ from k25_train.training.run import Run, share_of
 from k25_train.training.staging import build_staging
 from parallel.config import DepSchedule
 
-FLIPS = 1
-"""Sequences, of three or more, in which an engine may be further from the trainer. Where two experts are
-equally good for a token, to the last bits, engine and trainer may choose different ones, and differ from
-there on: with small models about once in fifty pushes. Wrong weights show in all of them. Our choice."""
 FOLDER = "probe"
 """Of the file of the sequences, among the step files."""
 
@@ -51,7 +48,7 @@ class Gap:
     largest: float
     """Of any token of any engine; infinite where an engine's is no number."""
     flipped: int = 0
-    """Sequences, of all engines, that are further off although their engine serves (`FLIPS`)."""
+    """Sequences, of all engines, that are further off although their engine serves (`probe_gaps.is_flip`)."""
 
 
 class TokenLogprobs:
@@ -115,6 +112,8 @@ class Probe:
         folder = rollouts_of(run.config) / FOLDER
         self._lengths = on_first_rank(lambda: _write(run.config, self._sequences, media_pad, folder))
         self._num_tokens = sum(self._lengths)
+        self._before = np.full(self._num_tokens, np.inf)
+        """What the trainer had at the check before; infinite until there was one."""
         self._source = TrajectorySource(_for_forward(run.config), folder)
         self._source.open()
         self._source.take(share_of(run.config, run.topology))
@@ -124,11 +123,13 @@ class Probe:
 
     def check(self) -> Gap:
         """Compare every serving engine with the trainer; one that is off by more than
-        `rollout.probe_tolerance`, in more sequences than `FLIPS`, is fenced off. Raises `EngineError` if none
-        is left."""
+        `rollout.probe_tolerance`, or has the weights of the push before, is fenced off, but for what may be
+        a router's tie (`probe_gaps.py`). Raises `EngineError` if none is left."""
         with self._run.tracker.phase("probe engines", range(self._run.topology.world_size)):
             own = self.trainer_logprobs()
-            return on_first_rank(lambda: self._compare(own))
+            gap = on_first_rank(lambda: self._compare(own))
+            self._before = own
+            return gap
 
     def trainer_logprobs(self) -> np.ndarray:
         """[tokens] float64 of all sequences, one after another, without the first token of each; the same on
@@ -146,37 +147,24 @@ class Probe:
         assert self._pool is not None, "the first rank has the engines"
         found = self._wait(self._pool.probe(self._sequences))
         gaps = {name: gaps_of(logprobs, own) for name, logprobs in found.items()}
-        allowed = FLIPS if len(self._lengths) > 2 else 0
+        have_images = [bool(each.images) for each in self._sequences]
         flipped = 0
         for name, gap in gaps.items():
-            apart = self._num_apart(gap)
-            if apart <= allowed:
-                flipped += apart
+            before = gaps_of(found[name], self._before)
+            are_apart = apart(gap, before, self._lengths, self._tolerance)
+            if is_flip(are_apart, have_images):
+                flipped += int(are_apart.sum())
                 continue
             self._pool.fence(
                 name,
                 f"its log-probabilities of the probe are up to {float(gap.max()):.2g} nats from the "
-                f"trainer's, in {apart} of {len(self._lengths)} sequences, rollout.probe_tolerance="
-                f"{self._tolerance:g} is allowed: it has other weights, or other arithmetic",
+                f"trainer's, rollout.probe_tolerance={self._tolerance:g} is allowed, and up to "
+                f"{float(before.max()):.2g} from those of the push before; in {int(are_apart.sum())} of "
+                f"{len(self._lengths)} sequences it has other weights, or other arithmetic",
             )
         every = np.concatenate([np.zeros(0), *gaps.values()])
         mean, largest = (float(every.mean()) if len(every) else 0.0), float(every.max(initial=0.0))
         return Gap(mean=mean, largest=largest, flipped=flipped)
-
-    def _num_apart(self, gap: np.ndarray) -> int:
-        """Sequences with a token that is off by more than the tolerance; all where tokens are missing."""
-        if len(gap) != sum(self._lengths):
-            return len(self._lengths)
-        parts = np.split(gap, np.cumsum(self._lengths)[:-1])
-        return sum(not part.max(initial=0.0) <= self._tolerance for part in parts)
-
-
-def gaps_of(logprobs: Sequence[np.ndarray], own: np.ndarray) -> np.ndarray:
-    """[tokens] distance of an engine's log-probabilities from the trainer's; infinite where there is none."""
-    joined = np.concatenate([np.zeros(0), *logprobs]).astype(np.float64)
-    if len(joined) != len(own):
-        return np.full(max(len(own), 1), np.inf)
-    return np.where(np.isfinite(joined), np.abs(joined - own), np.inf)
 
 
 def _write(config: Config, sequences: Iterable[ProbeSequence], media_pad: int, folder: Path) -> list[int]:
