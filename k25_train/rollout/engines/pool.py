@@ -71,8 +71,8 @@ class EnginePool:
         return [member for member in self.members if not member.why_fenced]
 
     async def generate(self, request: Request) -> Generated:
-        """Generate on the engine with the fewest requests. Raises `EngineError` as it does, or if there is
-        none."""
+        """Generate on the engine with the fewest requests. Raises `EngineError` as it does, if there is
+        none, and for one that was fenced off meanwhile."""
         member = min(self._some(), key=lambda each: each.running)
         member.running += 1
         before = self.version
@@ -80,6 +80,9 @@ class EnginePool:
             generated = await member.engine.generate(request)
         finally:
             member.running -= 1
+        if member.why_fenced:
+            # Since it was asked: whatever label its tokens have, nobody knows its weights.
+            raise EngineError(f"{member.engine.name}: fenced off while it generated: {member.why_fenced}")
         others = [span.version for span in generated.spans if not before <= span.version <= self.version]
         if others:
             # Its label, or its weights: neither can be trained on, and the next answer would be no better.

@@ -188,3 +188,17 @@ def test_weights_that_come_by_another_way_come_while_all_are_paused() -> None:
     phases = [line.split()[1] for line in log]
     assert phases == [*["pause"] * 3, "sent", *["adopt"] * 3, *["resume"] * 3]
     assert pool.version == 3 and [engine.version for engine in engines] == [3, 3, 3]
+
+
+def test_what_an_engine_generates_while_it_is_fenced_off_is_not_believed() -> None:
+    async def body(pool: EnginePool, engines: list[Told], log: list[str]) -> None:
+        await pool.update(WEIGHTS, 1)
+        engines[0].seconds = 0.05
+        asked = asyncio.create_task(pool.generate(REQUEST))
+        await asyncio.sleep(0.01)
+        # The probe finds other weights behind the right label.
+        pool.fence("a", "other weights")
+        with pytest.raises(EngineError, match="a: fenced off while it generated: other weights"):
+            await asked
+
+    run(body)
