@@ -55,7 +55,7 @@ class Journal:
         self._num_appended = self._num_durable = 0
         self._changed = threading.Condition()
         self._is_urgent = self._is_closed = False
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._path, self._size = self._read_all(notice)
@@ -74,10 +74,12 @@ class Journal:
     def append(self, record: Record) -> None:
         """Take a record in; it is on disk after `COMMIT_S`, or once `flush` returns.
 
-        Raises `RolloutError` for one that cannot follow those before it, and if earlier ones could not be
-        written.
+        Raises `RolloutError` for one that cannot follow those before it, behind `close`, and if earlier ones
+        could not be written.
         """
         self._check()
+        if self._is_closed:
+            raise RolloutError(f"{self._folder}: the journal is closed, and takes no more records in")
         self.state.apply(record)
         self._put(record)
         if self._size >= self._file_bytes:
@@ -177,20 +179,21 @@ class Journal:
     def _write_all(self) -> None:
         path, file = self._path, None
         try:
-            file = path.open("ab")
+            file = _opened(path)
             while batch := self._next_batch():
                 for entry in batch:
                     if isinstance(entry, Path):
                         _finish(file)
                         file.close()
-                        file = entry.open("ab")
+                        file = _opened(entry)
                     else:
                         file.write(entry)
                 _finish(file)
                 with self._changed:
                     self._num_durable += sum(isinstance(entry, bytes) for entry in batch)
                     self._changed.notify_all()
-        except OSError as error:
+        except Exception as error:
+            # Whatever it is: who waits for records to be on disk must not wait for ever.
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
@@ -226,6 +229,17 @@ def read_state(folder: Path, *, has_data: Callable[[int], bool] = every_step) ->
 
 def _number(path: Path) -> int:
     return int(path.stem)
+
+
+def _opened(path: Path) -> BufferedWriter:
+    """A file to append to, which a power cut does not take out of its folder."""
+    file = path.open("ab")
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return file
 
 
 def _finish(file: BufferedWriter) -> None:

@@ -253,13 +253,48 @@ def test_a_disk_that_is_full_is_named(tmp_path: Path) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    journal_module = __import__("k25_train.rollout.journal", fromlist=["_finish"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal_module, "_finish", full)
+        patch.setattr("k25_train.rollout.journal._finish", full)
         journal.append(admitted(group(0)))
         with pytest.raises(RolloutError, match=r"cannot be written.*No space left.*make room"):
             journal.flush()
     journal.close()
+
+
+def test_nobody_waits_for_a_journal_that_is_not_written(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.flush()
+
+    def broken(*_: object) -> None:
+        raise MemoryError("no room for a batch")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("k25_train.rollout.journal._finish", broken)
+        journal.append(admitted(group(0)))
+        with pytest.raises(RolloutError, match=r"cannot be written \(no room for a batch\)"):
+            journal.flush()
+    journal.close()
+    closed = Journal(tmp_path / "other")
+    closed.close()
+    with pytest.raises(RolloutError, match="is closed"):
+        closed.append(admitted(group(0)))
+
+
+def test_a_power_cut_takes_no_new_file_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    really = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        really(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    folder = tmp_path / "journal"
+    journal = Journal(folder, file_bytes=1)
+    journal.append(admitted(group(0)))
+    journal.close()
+    assert len(journal_files(folder)) > 1
+    assert synced.count(str(folder)) == len(journal_files(folder))
 
 
 def test_a_record_is_what_its_bytes_say() -> None:
