@@ -5,8 +5,7 @@ So the ranks meet again and again, until the first one is done.
 """
 
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import Future, wait
 from typing import Any
 
 import torch
@@ -48,12 +47,8 @@ class FirstRank:
         topology = self._run.topology
         if topology.world_size == 1:
             return True
-        is_done = torch.zeros(1, dtype=torch.int64, device=topology.device)
-        for future in started:
-            try:
-                future.exception(self._beat_s)
-            except NotYet:
-                continue
-            is_done += 1
+        # Whatever became of it, others are told: only what it comes to may raise, and on all ranks.
+        done = wait(started, self._beat_s).done if started else ()
+        is_done = torch.tensor([len(done)], dtype=torch.int64, device=topology.device)
         dist.broadcast(is_done, 0)
         return bool(is_done.item())
