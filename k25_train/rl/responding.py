@@ -62,7 +62,7 @@ class Responder:
         self._prompts = prompts
         self._judges = judges
         self._counts = counts
-        self._in_flight = 0
+        self._in_flight = self._being_judged = 0
 
     async def generate(
         self, task: Task, response: Response, seed: int, allowed: Round, add: Callable[[Segment], None]
@@ -147,7 +147,10 @@ class Responder:
 
     async def _judged(self, task: Task, response: base.Response) -> Verdict:
         """One try. Raises `_AttemptError` for no verdict, or one that says that there is none."""
-        limit_s = self._config.judge_timeout_s
+        self._being_judged += 1
+        # Judges have a limit of their own for each; this one, for those that do not keep to it, holds even if
+        # they judge one after another.
+        limit_s = self._config.judge_timeout_s * (self._being_judged + 1)
         try:
             async with asyncio.timeout(limit_s):
                 verdict = await self._judges.judge(task, response)
@@ -156,6 +159,8 @@ class Responder:
         except Exception as error:
             # Whatever a judge raises is no verdict on the response.
             verdict = unscored(f"judge raised: {type(error).__name__}: {error}")
+        finally:
+            self._being_judged -= 1
         if verdict.status is Status.UNSCORED:
             raise _AttemptError(verdict.kind.replace(" ", "_"), verdict.reason)
         return verdict

@@ -42,6 +42,7 @@ class Judges:
         self,
         judges: Iterable[Judge],
         timeout_s: float,
+        places: int,
         workers: RuleWorkers,
         needs: Mapping[str, Callable[[], object]],
     ) -> None:
@@ -49,12 +50,15 @@ class Judges:
 
         Args:
             judges: each under its name.
-            timeout_s: seconds for one verdict, with everything that it waits for.
+            timeout_s: seconds for one verdict, from when its turn has come.
+            places: responses that are judged at once; further ones wait, thousands at the end of a phase,
+                and that is no fault of a judge.
             workers: to be closed with the judges.
             needs: judge -> what to call before the run; raises K25Error where this machine lacks something.
         """
         self._judges = {judge.name: judge for judge in judges}
         self._timeout_s = timeout_s
+        self._room = asyncio.Semaphore(places)
         self._workers = workers
         self._needs = needs
         self.unscored: Counter[str] = Counter()
@@ -83,12 +87,13 @@ class Judges:
         judge = self._judges.get(task.judge)
         if judge is None:
             return unscored(f"no such judge: {task.judge}")
-        try:
-            return await asyncio.wait_for(judge.judge(task, response), self._timeout_s)
-        except TimeoutError:
-            return unscored(f"judge timed out: {judge.name} gave no verdict in {self._timeout_s:g} s")
-        except Exception as error:
-            return unscored(f"judge raised: {judge.name}: {type(error).__name__}: {error}")
+        async with self._room:
+            try:
+                return await asyncio.wait_for(judge.judge(task, response), self._timeout_s)
+            except TimeoutError:
+                return unscored(f"judge timed out: {judge.name} gave no verdict in {self._timeout_s:g} s")
+            except Exception as error:
+                return unscored(f"judge raised: {judge.name}: {type(error).__name__}: {error}")
 
     async def close(self) -> None:
         """End what the judges run."""
@@ -107,7 +112,8 @@ def open_judges(
 
     Args:
         timeout_s: seconds for one verdict.
-        num_workers: processes that apply rules, and responses whose code is tested at once.
+        num_workers: responses that are judged at once, and so processes that apply rules: more where rubrics
+            wait for an engine.
         limits: of each sandbox.
         rubrics: rubric sets that recipes may name.
         recipes: further judges by name.
@@ -123,7 +129,7 @@ def open_judges(
     all_recipes = {**alone, **(recipes or {})}
     judges = [_composite(name, recipe, checks, rubrics or {}) for name, recipe in all_recipes.items()]
     needs = {name: sandbox for name, recipe in all_recipes.items() if UNIT_TESTS in recipe.rules}
-    return Judges([*judges, *others], timeout_s, workers, needs)
+    return Judges([*judges, *others], timeout_s, num_workers, workers, needs)
 
 
 def _composite(

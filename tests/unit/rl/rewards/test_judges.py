@@ -170,6 +170,25 @@ def test_a_judge_at_fault_leaves_no_reward_and_is_counted(judge: str, kind: str)
     assert counts == {kind: 1}
 
 
+class SlowJudge:
+    """Takes a while for each response."""
+
+    name = "slow"
+
+    async def judge(self, task: Task, response: Response) -> Verdict:
+        """See `Judge`."""
+        await asyncio.sleep(0.1)
+        return scored(1.0, {})
+
+
+def test_who_waits_for_a_turn_has_not_timed_out() -> None:
+    async def judged(judges: Judges) -> list[Verdict]:
+        return list(await asyncio.gather(*(judges.judge(task("slow"), response("7")) for _ in range(12))))
+
+    verdicts = with_judges(judged, others=[SlowJudge()], timeout_s=0.5, num_workers=1)
+    assert [verdict.status for verdict in verdicts] == [Status.SCORED] * 12
+
+
 def test_tasks_with_unknown_judges_are_refused_before_the_run() -> None:
     async def check(judges: Judges) -> None:
         judges.check([task(), task("choice")])
