@@ -57,6 +57,8 @@ setup(
     extras_require={
         "gpu": ["transformer-engine[core_cu13,pytorch]>=2.20,<2.21", *DALI],
         "dali": DALI,
+        # Weights to engines on the trainer's GPUs (rollout.transport=checkpoint_engine).
+        "checkpoint-engine": ["checkpoint-engine>=0.4.2,<0.5"],
         # Other places of a run's metrics; both are imported where they are asked for alone.
         "wandb": ["wandb>=0.31,<0.32"],
         "mlflow": ["mlflow>=3.17,<4"],

@@ -115,6 +115,11 @@ BROKEN_ACROSS = [
     ),
     (f"{RL} rollout.max_tokens=200", "rollout.max_tokens=200", "must leave room for a prompt"),
     (
+        f"{RL} algorithm.token_cap=8 algorithm.max_staleness=1",
+        "algorithm.token_cap=8",
+        "needs algorithm.max_staleness=0",
+    ),
+    (
         f"{RL} algorithm.form=sequence parallelism.cp=2 parallelism.ep=1",
         "algorithm.form=sequence",
         "needs parallelism.cp=1",

@@ -11,8 +11,8 @@ from k25_train.environments.base import scored
 from k25_train.rollout.__main__ import main
 from k25_train.rollout.journal import Journal
 from k25_train.rollout.journal_state import admitted, consumed, extended, judged
+from tests.helpers.made_groups import group, segment
 from tests.helpers.tiny_shards import write_shard_set
-from tests.unit.rollout.test_journal import group, segment
 
 
 @pytest.fixture
@@ -40,7 +40,11 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_list_has_trained_groups_and_those_under_way(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_has_trained_groups_and_those_under_way(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A narrow terminal has no room for versions.
+    monkeypatch.setenv("COLUMNS", "160")
     assert main(["list", str(run)]) == 0
     trained, under_way = [
         line for line in capsys.readouterr().out.splitlines() if " t/" in line and "groups" not in line
