@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from k25_train.config.algorithm import AlgorithmConfig, PolicyForm
+from k25_train.config.algorithm import AlgorithmConfig, OtherVersions, PolicyForm
 from k25_train.config.environment import EnvironmentConfig
 from k25_train.config.model import ModelConfig, Quantization
 from k25_train.config.rollout import EngineWeights, RolloutConfig
@@ -75,10 +75,23 @@ def only_phases_are_cut(algorithm: AlgorithmConfig | None) -> list[Problem]:
     return [Problem("algorithm.token_cap", algorithm.token_cap, rule, remedy)]
 
 
+def every_step_of_a_phase_trains(algorithm: AlgorithmConfig | None) -> list[Problem]:
+    """All steps of a phase but the first have tokens of earlier weights alone."""
+    if algorithm is None or algorithm.other_versions is OtherVersions.train:
+        return []
+    if algorithm.steps_per_rollout == 1:
+        return []
+    rule = f"needs algorithm.steps_per_rollout=1, not {algorithm.steps_per_rollout}: later steps of a phase "
+    rule += "have tokens of earlier weights alone, and would learn nothing from rewards"
+    remedy = "use algorithm.other_versions=train, or algorithm.steps_per_rollout=1"
+    return [Problem("algorithm.other_versions", algorithm.other_versions.value, rule, remedy)]
+
+
 RULES: tuple[Callable[..., list[Problem]], ...] = (
     sections_come_together,
     responses_fit_sequences,
     whole_responses_have_one_rank,
     only_phases_are_cut,
+    every_step_of_a_phase_trains,
     engines_have_the_trainers_experts,
 )

@@ -32,6 +32,10 @@ REINFORCEMENT_BREAKS: dict[str, Callable[[Legal], Broken]] = {
     "cut without phases": broken(
         "algorithm.token_cap", [4, 16], "needs algorithm.max_staleness=0", algorithm__max_staleness=2
     ),
+    "steps that learn nothing": broken(
+        "algorithm.other_versions", ["mask", "ratio_only"], "needs algorithm.steps_per_rollout=1",
+        algorithm__steps_per_rollout=2,
+    ),
     "penalty": broken("algorithm.ratio_penalty", [-1, -0.5], "must not be negative"),
     "embedded server": broken("rollout.urls", [["http://a:1"]], "must be empty with"),
     "no server": lambda legal: (
