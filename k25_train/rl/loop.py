@@ -9,6 +9,8 @@ a run that is killed anywhere goes on as if nothing had been: steps that have th
 from it, and open groups go on from the journal.
 """
 
+from contextlib import ExitStack
+
 from k25_train.rl.first_rank import FirstRank
 from k25_train.rl.probe import Probe
 from k25_train.rl.room import Room
@@ -91,7 +93,9 @@ class Reinforcement:
 
     def close(self) -> None:
         """End engines and judges; the journal has all that was acknowledged."""
-        if self.room is not None:
-            self.room.end()
-        self.sync.close()
-        self.probe.close()
+        with ExitStack() as rest:
+            # Whatever becomes of engines, nothing stays in shared memory.
+            rest.callback(self.probe.close)
+            rest.callback(self.sync.close)
+            if self.room is not None:
+                self.room.end()

@@ -258,7 +258,7 @@ class Room:
             async with asyncio.timeout(END_S):
                 await self._parts.close()
         except TimeoutError:
-            self._notice(f"warning: engines or judges did not end within {END_S:g} s; the run is complete")
+            self._notice(f"warning: engines or judges did not end within {END_S:g} s")
 
     def _toggle_state(self, step: int) -> Any:
         """The state of Toggle behind a step: of its file, or else of its checkpoint; None at the start."""
