@@ -62,9 +62,6 @@ setup(
         # Other places of a run's metrics; both are imported where they are asked for alone.
         "wandb": ["wandb>=0.31,<0.32"],
         "mlflow": ["mlflow>=3.17,<4"],
-        # Ways of weights from GPUs to engines (rollout.transport); imported where they are asked for alone.
-        "vllm": ["vllm>=0.32,<0.33"],
-        "checkpoint-engine": ["checkpoint-engine>=0.4.2,<0.5"],
         "dev": [
             "pytest>=9.2,<10",
             "pytest-xdist>=3.8,<4",

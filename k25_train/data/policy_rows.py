@@ -16,7 +16,7 @@ NO_RESPONSE = -1
 
 
 class PolicyRows(NamedTuple):
-    """The columns of a micro-batch. An entry stands where the token is that predicts its label."""
+    """The columns of a micro-batch. An entry is where the token is that predicts its label."""
 
     columns: np.ndarray
     """[C, T] float32, in the order of `POLICY_COLUMNS`; [0, 0] without any."""

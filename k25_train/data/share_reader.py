@@ -72,7 +72,7 @@ class HostInputs:
 
 
 class PlanReader(Protocol):
-    """Plans batches and reads them: a `DataLoader`, or what reads trajectories beside one."""
+    """Plans batches and reads them: a `DataLoader`, or what reads trajectories next to one."""
 
     @property
     def sources(self) -> Mapping[str, ReadableSource]:

@@ -15,7 +15,7 @@ from k25_train.errors import DataError
 
 
 class NoPixels(MediaReader):
-    """Stands where a source's decoder would be; whoever asks it for pixels gets an error."""
+    """In the place of a source's decoder; whoever asks it for pixels gets an error."""
 
     def __init__(self, source: str) -> None:
         """`source`: its key in `data.sources`. There is neither reader nor decoder."""

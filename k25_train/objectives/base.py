@@ -18,7 +18,7 @@ from torch import Tensor
 class PolicyTargets(NamedTuple):
     """What reinforcement learning knows of each label; nothing is known, [0], in next-token prediction.
 
-    As of a label, an entry stands where the token is that predicts it. The weights have all normalisation in
+    As of a label, an entry is where the token is that predicts it. The weights have all normalisation in
     them: of the tokens of a prompt's responses, of prompts, and the step's number of tokens, by which
     megatron-core divides. Zero where a token was not generated.
     """

@@ -8,7 +8,7 @@ With weights of version v, groups below (v + n + s) · P are admitted: P groups 
 versions of staleness. That is arithmetic on numbers, so the same whenever a run is killed.
 
     synchronous     (s = 0) a phase generates while nothing trains; every group of a step is of its weights
-    partial         (token_cap) another n · P groups are under way; those that are complete train, oldest
+    partial         (token_cap) another n · P groups are in progress; those that are complete train, oldest
                     first, and the others go on in the next phase, before new ones
     asynchronous    (s > 0) generation goes on during training; step t has the groups (t - 1) · P to t · P,
                     in their order: no response is left behind because it is long
@@ -113,7 +113,7 @@ class Controller:
             self._journal.append(admitted(group))
 
     async def answer_once(self, tasks: Iterable[tuple[Task, int]], purpose: str) -> list[Answered]:
-        """One response to each pair of a task and the number of its sample, judged, besides all groups."""
+        """One response to each pair of a task and the number of its sample, judged; it is of no group."""
 
         async def one(task: Task, sample: int) -> Answered:
             response = Response()

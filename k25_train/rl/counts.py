@@ -33,7 +33,7 @@ class Counts:
                 self._seconds[name] += time.perf_counter() - self._since[name]
 
     def take(self) -> dict[str, float]:
-        """Events as they were named, seconds as `NAME_s`; counting begins anew."""
+        """Events as they were named, seconds as `NAME_s`; counting starts over."""
         now = time.perf_counter()
         for name, running in self._running.items():
             if running:

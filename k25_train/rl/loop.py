@@ -69,7 +69,7 @@ class Reinforcement:
         self.first_rank.does("roll out", lambda room: roll_out(room, step))
 
     def after(self, step: int, result: StepResult) -> dict[str, Value]:
-        """Push the weights once the rollouts of a phase are used up; what the row says besides the step's."""
+        """Push the weights once the rollouts of a phase are used up; what the row says of rollouts."""
         figures = self.push(step) if step % self.steps_per_rollout == 0 else {}
         figures |= {name: value for name, value in result.figures.items() if name.startswith(POLICY)}
         return figures | self.first_rank.does("tell of rollouts", lambda room: room.figures(step))

@@ -153,7 +153,7 @@ class Room:
         if following:
             self._notice(f"steps {step + 1} to {last} are trained again from what was rolled out for them")
         if state.open:
-            self._notice(f"{len(state.open):,} groups are under way in the journal, and go on")
+            self._notice(f"{len(state.open):,} groups are open in the journal, and go on")
         self.toggle = make_toggle(self._algorithm.toggle, self._toggle_state(last))
         self.controller = Controller(
             self._algorithm,

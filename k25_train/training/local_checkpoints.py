@@ -187,7 +187,7 @@ def layout_of_pieces(config: Config) -> Mapping[str, Any]:
         "pp": parallelism.pp,
         "vpp": parallelism.vpp,
         "ep": parallelism.ep,
-        "stages": parallelism.layout if parallelism.layout is None else str(parallelism.layout),
+        "stages": parallelism.layout,
         "world_size": config.world_size,
         "dep": config.dep.mode.value,
         "trained": sorted(part.value for part in config.optim.trained),

@@ -1,4 +1,4 @@
-"""How long verdicts take, beside 5 ms at the 99th percentile; how many sandboxes start a second, beside 80.
+"""How long verdicts take, next to 5 ms at the 99th percentile; how many sandboxes start a second, next to 80.
 
 `python -m tests.bench.rewards`: each rule on answers of ordinary size (20 boxes or points, polygons of 12
 vertices, 1,000 characters), judged in this process and through a worker; then programs in sandboxes, two at a

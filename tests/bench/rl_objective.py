@@ -1,4 +1,4 @@
-"""How far the objective is from the printed equation, and layouts from one process, beside 1e-6.
+"""How far the objective is from the printed equation, and layouts from one process, next to 1e-6.
 
 `python -m tests.bench.rl_objective`: random groups, masks, branches, versions and packings through step files
 in splits over 1, 2 and 4 replicas and over ranks that share sequences, against a float64 reference of 40

@@ -67,7 +67,7 @@ WRONG = Tuning("sft_wrong", 30, OPTIONS.format("2-4", "1-4", 0.5), ("optim.warmu
 
 
 class Verdict(NamedTuple):
-    """A figure beside its bar."""
+    """A figure and its bar."""
 
     name: str
     value: float
@@ -186,7 +186,7 @@ def at_most(name: str, value: float, bar: float) -> Verdict:
 
 
 def main() -> None:
-    """Run the parts and print every figure beside its bar; ends non-zero if one is missed."""
+    """Run the parts and print every figure next to its bar; ends non-zero if one is missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.rl_toggle", description=__doc__)
     parser.add_argument(
         "--dir", type=Path, default=Path("runs/bench_rl_toggle"), help="of all runs (%(default)s)"

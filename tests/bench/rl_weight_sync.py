@@ -7,7 +7,7 @@
 2. The tiny model is pushed to the engine in process; the probe compares log-probabilities with the trainer's,
    and has to notice a weight that only the trainer has.
 3. The same on vLLM: `tests.bench.vllm_engine`, whose tests plant a reload that leaves old experts behind.
-4. What a push of the 1T model to 256 H800 is planned to take, beside published ones.
+4. What a push of the 1T model to 256 H800 is planned to take, next to published ones.
 
 The last lines have the figures next to their bars; the status is 1 where one is missed.
 """

@@ -1,4 +1,4 @@
-"""Tokens per processor second of the engine in process beside transformers' `generate`, in one run.
+"""Tokens per processor second of the engine in process next to transformers' `generate`, in one run.
 
     python -m tests.bench.rollout_engine [threads]
 

@@ -22,7 +22,7 @@ from k25_train.data.trajectories.reading import StepFile
 from k25_train.errors import DataError
 
 NAME = "rollouts"
-"""The source that trajectories are of, beside those of `data.sources`."""
+"""The source that trajectories are of, in addition to those of `data.sources`."""
 
 
 class OpenFile:
@@ -99,7 +99,7 @@ class TrajectoryDocuments:
     def _check_placeholders(
         self, record: SampleRecord, media: tuple[PlannedMedia, ...], tokens: np.ndarray
     ) -> None:
-        # Other tokens stand between any two items.
+        # There are other tokens between any two items.
         places = np.flatnonzero(tokens == self._media_pad)
         starts = np.flatnonzero(np.diff(places, prepend=-2) > 1)
         found = np.diff(starts, append=len(places)).tolist()

@@ -1,4 +1,4 @@
-"""Plans and reads the global batch of a step's trajectories, with sequences of `data` beside them."""
+"""Plans and reads the global batch of a step's trajectories, with sequences of `data` next to them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,7 +84,7 @@ class TrajectoryLoader:
         pieces: list[PieceSource] = []
         numbers = [np.zeros(0, dtype=np.int64)]
 
-        # 2. Sequences of `data` beside them, and how both are weighted.
+        # 2. Sequences of `data` next to them, and how both are weighted.
         num_generated, num_targets = int(file.num_generated.sum()), 0
         if self._coeff:
             beside = self._data.plan(step)

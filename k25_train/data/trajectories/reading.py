@@ -23,7 +23,7 @@ from k25_train.errors import DataError
 
 CACHED_BYTES = 2**26
 """What the trajectories that were read last may take. Our choice."""
-_REMEDY = "restore it, or remove it and start again: the step is then made anew"
+_REMEDY = "restore it, or remove it and start again: the step is then made again"
 
 
 class TokenColumns(NamedTuple):

@@ -11,7 +11,7 @@ from k25_train.rl.rewards.rules.points import Point
 from k25_train.rl.rewards.rules.polygons import Polygon
 
 _ANSWER_LINE = re.compile(
-    # Within a line: white space that spans lines would be searched anew from each of them.
+    # Within a line: white space that spans lines would be searched again from each of them.
     r"^[^\w\n]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]*(?:is\b|[:=])[^\w\n]*?([^\s].*)$",
     re.IGNORECASE | re.MULTILINE,
 )

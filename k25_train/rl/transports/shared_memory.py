@@ -22,7 +22,7 @@ from k25_train.rollout.engines.pool import Weights
 
 SHARED_MEMORY = Path("/dev/shm")
 SHARD_BYTES = 2**30
-"""Bytes of a file, and so of what is held besides; our choice."""
+"""Bytes of a file, and so of what is held at once; our choice."""
 _PREFIX = "k25_weights_"
 
 

@@ -1,6 +1,6 @@
 """An engine behind HTTP, whichever wire it speaks: the protocol's promises, kept on the client's side.
 
-- Everything has a time limit, which stands still while the engine is paused.
+- Everything has a time limit, which is stopped while the engine is paused.
 - Of generating there are at most `max_running` requests on the way; all others wait here, so that a pause or
   an update never queues behind them.
 - A paused engine gets no new requests; a pause that aborts returns when everything has ended.

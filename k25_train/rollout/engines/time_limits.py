@@ -1,4 +1,4 @@
-"""Time limits of requests that stand still while their engine is paused."""
+"""Time limits of requests that are stopped while their engine is paused."""
 
 import asyncio
 from collections.abc import AsyncIterator

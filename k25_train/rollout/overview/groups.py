@@ -1,4 +1,4 @@
-"""Every group of a run: those of its step files, and those that are under way in its journal."""
+"""Every group of a run: those of its step files, and those that are in progress in its journal."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class ShownGroup:
 
 
 def groups_of_run(run: Path) -> Iterator[ShownGroup]:
-    """Groups by step, then those under way. Raises `RolloutError` for a folder without rollouts, and
+    """Groups by step, then those in progress. Raises `RolloutError` for a folder without rollouts, and
     `DataError` for damaged step files."""
     folder = run / ROLLOUTS
     named = ((path.stem.removeprefix("step_"), path) for path in folder.glob("step_*.safetensors"))

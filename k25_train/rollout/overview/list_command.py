@@ -40,7 +40,7 @@ def _row(group: ShownGroup) -> dict[str, str]:
     return {
         "group": f"{group.number:,}",
         "task": group.task,
-        "step": "under way" if group.step == UNDER_WAY else f"{group.step:,}",
+        "step": "in progress" if group.step == UNDER_WAY else f"{group.step:,}",
         "responses": str(len(tokens)),
         "reward": f"{sum(rewards) / len(rewards):.3f}" if rewards else "",
         "spread": f"{min(rewards):.3g} to {max(rewards):.3g}" if rewards else "",

@@ -51,7 +51,7 @@ def _tokenizer_of(run_folder: Path) -> str:
 
 
 def _show(group: ShownGroup, tokenizer: Tokenizer, console: Console, *, tokens: bool) -> None:
-    when = "under way" if group.step == UNDER_WAY else f"step {group.step}"
+    when = "in progress" if group.step == UNDER_WAY else f"step {group.step}"
     _print(console, f"group {group.number}, task {group.task}, {when}")
     prompts = [response.prompt_ids for response in group.responses if len(response.prompt_ids)]
     if prompts:

@@ -235,7 +235,7 @@ def test_real_mlflow_with_a_database(tmp_path: Path) -> None:
     found = client.get_run(name)
     assert found.data.metrics == {"loss": 0.25, "loss/a_b": 2.0} and found.info.status == "FINISHED"
     assert found.data.params["train.seq_len"] == "256"
-    # One that was deleted there is begun anew.
+    # One that was deleted there is begun again.
     client.delete_run(name)
     MlflowSink(tmp_path, config.metrics.mlflow, described(config)).close()
     assert json.loads((tmp_path / "mlflow.json").read_text())["id"] != name

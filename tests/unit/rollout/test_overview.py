@@ -1,4 +1,4 @@
-"""`k25-rollout list` and `show` tell what a run has rolled out, trained or under way."""
+"""`k25-rollout list` and `show` tell what a run has rolled out, trained or in progress."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.helpers.tiny_shards import write_shard_set
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """One group in a step file, one under way."""
+    """One group in a step file, one in progress."""
     journal = Journal(tmp_path / "rollouts/journal")
     for number in range(2):
         journal.append(admitted(group(number)))
@@ -50,7 +50,7 @@ def test_list_has_trained_groups_and_those_under_way(
         line for line in capsys.readouterr().out.splitlines() if " t/" in line and "groups" not in line
     ]
     assert "t/0" in trained and " 0.500 " in trained and "4 to 5" in trained and "1 stop" in trained
-    assert "t/1" in under_way and "under way" in under_way and "1 no token yet" in under_way
+    assert "t/1" in under_way and "in progress" in under_way and "1 no token yet" in under_way
 
 
 def test_show_has_tokens_versions_and_what_they_earned(

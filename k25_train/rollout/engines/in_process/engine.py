@@ -181,7 +181,7 @@ class InProcessEngine:
 
     async def _expanded(self, sequence: Request | ProbeSequence, name: str) -> Expanded:
         arguments = (sequence, name, self._model.vision, self._network.media_pad)
-        # Decoding takes milliseconds an image, for which an event loop does not stand still.
+        # Decoding takes milliseconds an image, which an event loop does not wait for.
         return await asyncio.to_thread(expand, *arguments) if sequence.images else expand(*arguments)
 
     def _logprobs(self, sequence: Expanded) -> np.ndarray:

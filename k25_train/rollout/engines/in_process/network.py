@@ -62,7 +62,7 @@ class Network:
         return SlotCache(self._num_layers, num_slots, widths, self._device, self._dtype)
 
     def image_features(self, image: ImagePatches) -> Tensor:
-        """[(h/2)(w/2), C]: what stands at the placeholders of an image."""
+        """[(h/2)(w/2), C]: what is at the placeholders of an image."""
         pixels = image.patches.to(self._device, torch.float32).div_(255).sub_(0.5).div_(0.5)
         patches = pixels.to(self._dtype).view(-1, 3, self._patch, self._patch)
         grid = torch.tensor([image.grid], device=self._device)

@@ -1,6 +1,6 @@
 """Methods that vLLM's workers get by `--worker-extension-cls k25_vllm_worker.WorkerExtension`.
 
-Stands alone: it is imported in vLLM's environment, where nothing of ours is. It touches private parts of
+Imports nothing of ours: it runs in vLLM's environment, where nothing of ours is. It touches private parts of
 vLLM, so it is tried with one version (`TRIED_VLLM`), looked at when a server starts (`k25_prepare`), and what
 it does is proven by the probe after every push.
 """
