@@ -143,7 +143,6 @@ $(NEEDLES): $(SMOKE) | $(STAMP)
 
 $(CHAT): $(SMOKE) | $(STAMP)
 	$(BIN)/python -m k25_train.data chat
-	$(BIN)/python -m k25_train.data index data=sft_smoke
 
 # What the shrunk model is fine-tuned on before it is reinforced.
 $(SUMS): conf/environment/sums.yaml $(CHAT) | $(STAMP)

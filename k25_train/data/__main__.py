@@ -23,6 +23,8 @@ from k25_train.subcommands import parser_of, run_subcommand
 DEFAULT_DIRECTORY = Path("datasets/smoke")
 MAKING = ("build", "needles", "chat", "traces", "prepare", "index")
 """Commands that make something."""
+NO_EXPERIMENT = ("experiment=smoke", "optim.vision_tower.trained=false", "optim.mm_projector.trained=false")
+"""What data alone are looked at with: nothing is trained, and the tower's rates are no matter of theirs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +71,7 @@ def _config_of(settings: Sequence[str]) -> Config:
     Raises ConfigError as `compose` does, and for a template that is not filled in.
     """
     chosen = any(each.startswith("experiment=") for each in settings)
-    config = compose([*([] if chosen else ["experiment=smoke"]), *settings])
+    config = compose([*([] if chosen else NO_EXPERIMENT), *settings])
     check_filled_in(config.data)
     # Nothing is read ahead, and one process shows what it finds.
     return replace(config, data=replace(config.data, prefetch_steps=0, workers=0))

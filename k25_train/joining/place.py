@@ -57,10 +57,11 @@ def check_world_size(config: Config, where: RankEnvironment) -> None:
     if where.world_size == config.world_size:
         return
     nodes, per_node = config.cluster.nodes, config.cluster.gpus_per_node
+    module = "k25_train.train" if config.algorithm is None else "k25_train.rl"
     raise ConfigError(
         f"{where.world_size} process(es) started, but cluster.nodes={nodes} x "
         f"cluster.gpus_per_node={per_node} = {config.world_size} ranks are configured: start them with "
-        f"`torchrun --nnodes {nodes} --nproc-per-node {per_node} -m k25_train.train …`, or run alone with "
+        f"`torchrun --nnodes {nodes} --nproc-per-node {per_node} -m {module} …`, or run alone with "
         "`parallelism=serial cluster.nodes=1 cluster.gpus_per_node=1`"
         + ("" if where.is_alone else where.origin)
     )

@@ -18,6 +18,16 @@ def test_another_number_of_ranks_is_refused(started: str) -> None:
     assert "--nnodes 1 --nproc-per-node 4" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("experiment", "module"), [("smoke", "k25_train.train"), ("rl_smoke", "k25_train.rl")]
+)
+def test_the_remedy_is_the_command_of_the_run(experiment: str, module: str) -> None:
+    with pytest.raises(ConfigError, match=f"-m {module} …"):
+        check_world_size(
+            compose([f"experiment={experiment}"]), read_environment({**MEETING, "WORLD_SIZE": "3"})
+        )
+
+
 def test_the_right_number_is_not() -> None:
     check_world_size(compose(["experiment=smoke"]), read_environment({**MEETING, "WORLD_SIZE": "4"}))
     alone = compose(["experiment=smoke", "parallelism=serial", "cluster.gpus_per_node=1"])
