@@ -1,6 +1,7 @@
 """A response while it is generated: what was asked, what there is of it, and who waits for it."""
 
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -77,21 +78,20 @@ class Response:
 
     def finish(self, reason: FinishReason) -> None:
         """Give the caller what there is, unless it has gone."""
-        if self.future.done():
-            return
-        self.future.set_result(
-            Generated(
-                prompt_ids=np.array(self.prompt.ids, dtype=np.int32),
-                token_ids=np.array(self.token_ids, dtype=np.int32),
-                logprobs=np.array(self.logprobs, dtype=np.float32),
-                spans=spans_of(self.versions),
-                finish_reason=reason,
-            )
+        generated = Generated(
+            prompt_ids=np.array(self.prompt.ids, dtype=np.int32),
+            token_ids=np.array(self.token_ids, dtype=np.int32),
+            logprobs=np.array(self.logprobs, dtype=np.float32),
+            spans=spans_of(self.versions),
+            finish_reason=reason,
         )
+        # Not asked for first: it may go from another thread at any moment.
+        with suppress(InvalidStateError):
+            self.future.set_result(generated)
 
     def fail(self, error: EngineError) -> None:
         """Tell the caller, unless it has gone."""
-        if not self.future.done():
+        with suppress(InvalidStateError):
             self.future.set_exception(error)
 
 
