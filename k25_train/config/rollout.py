@@ -67,7 +67,7 @@ class RolloutConfig:
     max_attempts: int
     """Tries of a response before its task is given up, which ends the run with its name."""
     judge_timeout_s: float
-    """Seconds after which a judge without a verdict counts as failed."""
+    """Seconds after which a judge whose turn has come, and who gave no verdict, counts as failed."""
     update_timeout_s: float
     """Seconds after which an engine that has not taken new weights is fenced off."""
     probe_sequences: int

@@ -65,6 +65,8 @@ async def _furnish(config: Config, device: torch.device) -> Parts:
     tokenizer = load_tokenizer(path)
     tasks = TaskOrder(environment, config.train.seed)
     judges = open_judges(rollout.judge_timeout_s, min(MOST_WORKERS, os.cpu_count() or 1))
+    # One task of each source, or more: what is missing here is told before anything is generated.
+    judges.check(tasks.probes(len(environment.tasks)))
     engines = await open_engines(config, tokenizer, device)
     pool = EnginePool.of(engines, rollout.update_timeout_s)
 

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ class ShortJudge:
     async def judge(self, task: Task, response: Response) -> Verdict:
         """See `Judging`."""
         return scored(float(response.num_tokens % 3 == 0), {"accuracy": float(response.ended)})
+
+    def check(self, tasks: Iterable[Task]) -> None:
+        """Judges anything."""
 
     async def close(self) -> None:
         """Nothing to end."""
