@@ -12,6 +12,7 @@ import torch.distributed as dist
 from k25_train.compose.resolve import compose
 from k25_train.errors import TrainingError
 from k25_train.training.device_memory import DeviceMemory, MemoryFigures, NoDeviceMemory, out_of_memory
+from k25_train.training.hooks import NO_HOOKS
 
 PLANNED = [50 * 10**9, 40 * 10**9]
 STAGES = [0, 0, 1, 1]
@@ -137,7 +138,7 @@ def test_training_ends_with_that_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer.Trainer, "_fit", run_out)
     run: Any = SimpleNamespace(memory=NoDeviceMemory(), config=compose(["experiment=smoke"]))
     own = object.__new__(trainer.Trainer)
-    own.run = run
+    own.run, own.hooks = run, NO_HOOKS
     abandoned: list[str] = []
     keeper: Any = SimpleNamespace(saver=SimpleNamespace(abandon=lambda: abandoned.append("a save")))
     own.keeper = keeper
