@@ -58,6 +58,8 @@ SAME_RUN = (
     "rollout.max_prompt_tokens",
     "rollout.max_tokens",
     "rollout.temperature",
+    "rollout.judge_model",
+    "rollout.judge_version",
 )
 """Keys that must be unchanged for the next step to be the one that an uninterrupted run would take, except
 for the learning rate and other hyperparameters of the optimizer, and for the mixture of the data, which may
@@ -137,6 +139,8 @@ MAY_CHANGE = {
         "rollout.request_timeout_s",
         "rollout.max_attempts",
         "rollout.judge_timeout_s",
+        "rollout.judge_url",
+        "rollout.judge_max_tokens",
         "rollout.update_timeout_s",
         "rollout.probe_sequences",
         "rollout.probe_tolerance",

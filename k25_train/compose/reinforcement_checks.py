@@ -87,6 +87,24 @@ def every_step_of_a_phase_trains(algorithm: AlgorithmConfig | None) -> list[Prob
     return [Problem("algorithm.other_versions", algorithm.other_versions.value, rule, remedy)]
 
 
+def rubrics_have_a_judge(
+    rollout: RolloutConfig | None, environment: EnvironmentConfig | None
+) -> list[Problem]:
+    """Rubrics are scored by a model of their own: the policy's changes, and would judge itself."""
+    if rollout is None or environment is None or rollout.judge_url is not None:
+        return []
+    return [
+        Problem(
+            f"environment.tasks.{name}.rubrics",
+            sorted(source.rubrics),
+            "needs rollout.judge_url, the server whose model scores them",
+            "start one (`python -m k25_train.rollout serve`) and name it, or use null",
+        )
+        for name, source in environment.tasks.items()
+        if source.rubrics
+    ]
+
+
 RULES: tuple[Callable[..., list[Problem]], ...] = (
     sections_come_together,
     responses_fit_sequences,
@@ -94,4 +112,5 @@ RULES: tuple[Callable[..., list[Problem]], ...] = (
     only_phases_are_cut,
     every_step_of_a_phase_trains,
     engines_have_the_trainers_experts,
+    rubrics_have_a_judge,
 )

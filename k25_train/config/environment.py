@@ -20,12 +20,20 @@ class TaskSourceConfig:
     """Tasks that are never trained on."""
     options: dict[str, str] | None = None
     """What the family lets one choose, as texts; null for its own choice."""
+    rubrics: dict[str, float] | None = None
+    """Set of rubrics -> share of a verified reward that its full score adds (`k25_train/rl/rewards`); null
+    for none. The model of `rollout.judge_url` scores them."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
         found = not_positive(self, ("num_tasks",)) + not_negative(self, ("weight", "num_heldout"))
         if not self.family.strip():
             found.append(Problem("family", self.family, "must name a family of tasks", "e.g. family: sums"))
+        found += [
+            Problem("rubrics", {name: bonus}, "must be positive", "e.g. 0.2, or leave the set out")
+            for name, bonus in (self.rubrics or {}).items()
+            if not bonus > 0
+        ]
         return found
 
 

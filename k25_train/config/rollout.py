@@ -68,6 +68,14 @@ class RolloutConfig:
     """Tries of a response before its task is given up, which ends the run with its name."""
     judge_timeout_s: float
     """Seconds after which a judge whose turn has come, and who gave no verdict, counts as failed."""
+    judge_url: str | None
+    """Base URL of the vLLM server whose model judges by `environment.tasks.NAME.rubrics`; null for none."""
+    judge_model: str | None
+    """Folder of what it serves: `config.json` and the vocabulary."""
+    judge_version: int | None
+    """Label of its weights (`serve --label`): another one would give the same response another reward."""
+    judge_max_tokens: int
+    """Longest reply of the judging model, thoughts included."""
     update_timeout_s: float
     """Seconds after which an engine that has not taken new weights is fenced off."""
     probe_sequences: int
@@ -81,7 +89,8 @@ class RolloutConfig:
         """Every rule of this section that is broken."""
         names = (
             "max_prompt_tokens", "max_tokens", "temperature", "max_running", "request_timeout_s",
-            "max_attempts", "judge_timeout_s", "update_timeout_s", "probe_sequences", "probe_tolerance",
+            "max_attempts", "judge_timeout_s", "judge_max_tokens", "update_timeout_s", "probe_sequences",
+            "probe_tolerance",
         )  # fmt: skip
         found = not_positive(self, names) + not_negative(self, ("threads", "eval_tasks"))
         if self.temperature > 0 and self.temperature != 1:
@@ -101,4 +110,22 @@ class RolloutConfig:
             for url in self.urls
             if not url.startswith(("http://", "https://"))
         ]
+        return found + self._problems_of_judge()
+
+    def _problems_of_judge(self) -> list[Problem]:
+        """The judging model is named whole, or not at all."""
+        named = {
+            "judge_url": self.judge_url,
+            "judge_model": self.judge_model,
+            "judge_version": self.judge_version,
+        }
+        given = [name for name, value in named.items() if value is not None]
+        rule = "must be given together with the other two of rollout.judge_url, judge_model and judge_version"
+        remedy = (
+            "name the server, the folder that it serves and the label of its weights, or use null for all"
+        )
+        found = [Problem(name, None, rule, remedy) for name in named if given and name not in given]
+        if self.judge_url is not None and not self.judge_url.startswith(("http://", "https://")):
+            rule = "must be an http:// or https:// URL"
+            found.append(Problem("judge_url", self.judge_url, rule, "e.g. http://node2:8000"))
         return found

@@ -3,8 +3,10 @@
 Import this module only after `use_platform` has chosen the device: it imports megatron-core.
 """
 
+import asyncio
 import os
 from collections.abc import Awaitable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from k25_train.metrics.report import Report
 from k25_train.rl.event_loop import EventLoop
 from k25_train.rl.loop import Reinforcement
 from k25_train.rl.probe import Probe
+from k25_train.rl.rewards.generative import open_rubrics
 from k25_train.rl.rewards.judges import open_judges
 from k25_train.rl.room import Parts, Room
 from k25_train.rl.tasks import TaskOrder
@@ -33,6 +36,9 @@ from k25_train.training.run import Run
 
 MOST_WORKERS = 8
 """Processes that apply rules; more where a site's rules are slow. Our choice."""
+CHECKED_TASKS = 64
+"""Training tasks of a source, and held-out ones, that are held against their judges before a run: a sample,
+since what is wrong is mostly wrong with all of them. A judge names any other when it comes. Our choice."""
 
 
 def build_reinforcement(run: Run, report: Report) -> Reinforcement:
@@ -64,23 +70,27 @@ async def _furnish(config: Config, device: torch.device) -> Parts:
     path = tokenizer_path(config.data)
     tokenizer = load_tokenizer(path)
     tasks = TaskOrder(environment, config.train.seed)
-    judges = open_judges(rollout.judge_timeout_s, min(MOST_WORKERS, os.cpu_count() or 1))
-    # One task of each source, or more: what is missing here is told before anything is generated.
-    judges.check(tasks.probes(len(environment.tasks)))
-    engines = await open_engines(config, tokenizer, device)
-    pool = EnginePool.of(engines, rollout.update_timeout_s)
+    async with AsyncExitStack() as opened:
+        # 1. Judges, and whether they can judge: engines cost more.
+        rubrics = await open_rubrics(rollout, environment, config.model.vision)
+        opened.push_async_callback(rubrics.close)
+        workers = min(MOST_WORKERS, os.cpu_count() or 1)
+        judges = open_judges(
+            rollout.judge_timeout_s, workers, rubrics=rubrics.checks, recipes=rubrics.recipes
+        )
+        opened.push_async_callback(judges.close)
+        await asyncio.to_thread(lambda: judges.check(tasks.sampled(CHECKED_TASKS)))
 
-    async def close() -> None:
-        await judges.close()
-        await pool.close()
-
-    return Parts(
-        pool=pool,
-        prompts=Prompts(tokenizer, path, config.model.vocab_size, rollout.max_prompt_tokens),
-        judges=judges,
-        tasks=tasks,
-        close=close,
-    )
+        # 2. Engines.
+        pool = EnginePool.of(await open_engines(config, tokenizer, device), rollout.update_timeout_s)
+        opened.push_async_callback(pool.close)
+        return Parts(
+            pool=pool,
+            prompts=Prompts(tokenizer, path, config.model.vocab_size, rollout.max_prompt_tokens),
+            judges=judges,
+            tasks=tasks,
+            close=opened.pop_all().aclose,
+        )
 
 
 async def open_engines(config: Config, tokenizer: Tokenizer, device: torch.device) -> list[Engine]:

@@ -1,12 +1,14 @@
 """What the row of a step says of its groups, and of an evaluation: rewards, lengths, faults, staleness."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from k25_train.environments import base
 from k25_train.environments.base import Status, Verdict
 from k25_train.rl.controller import Answered
+from k25_train.rl.rewards.monitor import monitor
 from k25_train.rollout.engines.base import FinishReason
 from k25_train.rollout.trajectory import Group, Response
 
@@ -34,6 +36,13 @@ def group_figures(groups: Sequence[Group], step: int) -> dict[str, float]:
     }
 
 
+def sign_figures(groups: Sequence[Group], decode: Callable[[np.ndarray], str]) -> dict[str, float]:
+    """`hack/SIGN`: shares of the rewarded responses of complete groups that show a sign of a reward that was
+    not earned (`rewards/monitor.py`). `decode`: from the tokens of a response to its text."""
+    responses = [response for group in groups for response in group.responses]
+    return monitor([(_whole(response, decode), verdict_of(response)) for response in responses])
+
+
 def evaluation_figures(answers: Sequence[Answered]) -> dict[str, float]:
     """`eval_reward`, `eval_accuracy`, `eval_response_tokens`, `eval_length_share` of held-out tasks."""
     if not answers:
@@ -55,6 +64,14 @@ def verdict_of(response: Response) -> Verdict:
     if response.verdict is None:
         raise ValueError("a response that was not judged")
     return response.verdict
+
+
+def _whole(response: Response, decode: Callable[[np.ndarray], str]) -> base.Response:
+    return base.Response(
+        text=decode(response.token_ids),
+        num_tokens=len(response.token_ids),
+        ended=response.finish_reason is FinishReason.stop,
+    )
 
 
 def _answered(responses: Sequence[Response]) -> dict[str, float]:

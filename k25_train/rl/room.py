@@ -21,7 +21,7 @@ from k25_train.rl.controller import Answered, Controller
 from k25_train.rl.conversations import Answer, answers_path, write_answers
 from k25_train.rl.counts import Counts
 from k25_train.rl.event_loop import EventLoop
-from k25_train.rl.figures import evaluation_figures, group_figures, verdict_of, work_figures
+from k25_train.rl.figures import evaluation_figures, group_figures, sign_figures, verdict_of, work_figures
 from k25_train.rl.responding import Judging, Responder
 from k25_train.rl.step_files import FIGURES, GROUPS, TOGGLE, StepFiles, groups_of
 from k25_train.rl.step_rows import step_rows, toggle_group
@@ -190,6 +190,7 @@ class Room:
         tasks = [self._parts.tasks.draw(group.number).task for group in groups]
         budgets = [toggle_group(*pair) for pair in zip(groups, tasks, strict=True)]
         figures = group_figures(groups, step) | self.toggle.figures(budgets)
+        figures |= sign_figures(groups, self._parts.prompts.decode)
         state = {
             GROUPS: [group.number for group in groups],
             TOGGLE: self.toggle.to_json(),

@@ -8,7 +8,7 @@ admitted, which the journal knows, and a billion tasks take no memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +19,7 @@ from k25_train.environments.base import Task
 from k25_train.environments.family import Family, Split
 from k25_train.environments.registry import make_family
 from k25_train.errors import ConfigError, RolloutError
+from k25_train.rl.rewards.composite import with_rubrics
 
 PATTERN = 1000
 """Groups after which the mixture repeats, where there are several sources: shares are rounded to its
@@ -42,6 +43,13 @@ class _Source:
     name: str
     config: TaskSourceConfig
     family: Family
+
+    def task(self, split: Split, item: int) -> Task:
+        """A task; one that rubrics judge as well has the judge that puts both together."""
+        task = self.family.task(split, item)
+        if not self.config.rubrics:
+            return task
+        return replace(task, judge=with_rubrics(task.judge, self.name))
 
 
 class TaskOrder:
@@ -74,7 +82,7 @@ class TaskOrder:
             )
         order = _order(source.config.num_tasks, key_of(self._seed, "tasks", source.name, epoch))
         item = int(order(np.array([position]))[0])
-        return Draw(task=source.family.task(Split.TRAIN, item), epoch=epoch)
+        return Draw(task=source.task(Split.TRAIN, item), epoch=epoch)
 
     def check_enough(self, num_groups: int) -> None:
         """Raise `ConfigError` if a run of so many groups would use tasks more often than it may."""
@@ -101,7 +109,7 @@ class TaskOrder:
         """The training task that `problems` has numbered so."""
         for source in self._sources:
             if number < source.config.num_tasks:
-                return source.family.task(Split.TRAIN, number)
+                return source.task(Split.TRAIN, number)
             number -= source.config.num_tasks
         raise IndexError(number)
 
@@ -113,16 +121,24 @@ class TaskOrder:
             for source in self._sources
             if index < source.config.num_heldout
         ]
-        return [source.family.task(Split.HELDOUT, index) for index, source in pairs[:num_tasks]]
+        return [source.task(Split.HELDOUT, index) for index, source in pairs[:num_tasks]]
 
     def probes(self, num_tasks: int) -> list[Task]:
         """Tasks for the probe of engines, the sources in turn: held-out ones, so none is trained on."""
         found = range(num_tasks)
         return [
-            source.family.task(Split.HELDOUT, number // len(self._sources))
+            source.task(Split.HELDOUT, number // len(self._sources))
             for number in found
             for source in [self._sources[number % len(self._sources)]]
         ]
+
+    def sampled(self, num_tasks: int) -> Iterator[Task]:
+        """Tasks of each source, training and held-out ones, evenly spread: at most so many of each."""
+        for source in self._sources:
+            config = source.config
+            for split, size in ((Split.TRAIN, config.num_tasks), (Split.HELDOUT, config.num_heldout)):
+                step = max(1, -(-size // num_tasks))
+                yield from (source.task(split, item) for item in range(0, size, step))
 
     def seed_of(self, task: str, epoch: int, sample: int, purpose: str = "train") -> int:
         """What all draws of one response depend on, with the token's position."""
@@ -130,7 +146,7 @@ class TaskOrder:
 
     def _all(self) -> Iterator[Task]:
         for source in self._sources:
-            yield from (source.family.task(Split.TRAIN, item) for item in range(source.config.num_tasks))
+            yield from (source.task(Split.TRAIN, item) for item in range(source.config.num_tasks))
 
     def _place(self, number: int) -> tuple[_Source, int]:
         """The source of a group, and how many groups of it came before."""

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ def test_two_ranks_reinforce_as_one_does(data: Path, tmp_path: Path) -> None:
     )
     assert run_ranks(fit_rl, 1, one) == [2]
     assert run_ranks(fit_rl, 2, two) == [2, 2]
+    rows = read_rows(tmp_path / "one/metrics.jsonl")
+    assert all(("hack/same" in row) == (number(row["reward"]) > 0) for row in rows[1:])
+    assert any("hack/same" in row for row in rows)
     losses = [[number(row["loss"]) for row in read_rows(tmp_path / name / "metrics.jsonl")[1:]]
               for name in ("one", "two")]  # fmt: skip
     assert losses[1][0] == pytest.approx(losses[0][0], abs=1e-5)
@@ -94,6 +98,30 @@ def test_engines_have_proven_weights_before_they_generate_also_after_a_resume(
     assert first == ["push 0", "probe", *phase, "push 2", "probe"]
     (second,) = run_ranks(order_of_calls, 1, [*settings, "train.steps=3"])
     assert second == ["push 2", "probe", "roll out 3", "train 3"]
+
+
+def refusal(context: RankContext, arguments: list[str]) -> str:
+    """What a run says whose tasks have no answers; engines are not to be asked for."""
+    from k25_train.environments.sums import Sums
+    from k25_train.errors import ConfigError
+    from k25_train.rl import build
+
+    made = Sums.make
+    Sums.make = lambda *given: replace(made(*given), reference=None)  # type: ignore[method-assign]
+    del build.open_engines
+    try:
+        fit_rl(context, arguments, REAL)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_tasks_that_no_judge_can_judge_end_the_run_on_all_ranks_before_it_has_engines(
+    data: Path, tmp_path: Path
+) -> None:
+    settings = rl_overrides(data, tmp_path, "cluster.gpus_per_node=2", "train.micro_batch_size=1")
+    for text in run_ranks(refusal, 2, settings):
+        assert "its judge 'answer' cannot read its reference: malformed reference: None is no answer" in text
 
 
 @pytest.mark.parametrize(

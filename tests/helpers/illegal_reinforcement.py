@@ -50,6 +50,21 @@ REINFORCEMENT_BREAKS: dict[str, Callable[[Legal], Broken]] = {
     ),
     "epochs": broken("environment.epochs", [0, -1], "must be positive"),
     "no family": broken("environment.tasks.sums.family", ["' '"], "must name a family"),
+    "bonus": broken(
+        "environment.tasks.sums.rubrics", [{"helpfulness": 0}, {"helpfulness": -0.5}], "must be positive"
+    ),
+    "rubrics without a judge": broken(
+        "environment.tasks.sums.rubrics", [{"helpfulness": 0.2}], "needs rollout.judge_url"
+    ),
+    "judge without a folder": broken(
+        "rollout.judge_model", [None], "must be given together", rollout__judge_url="http://a:1",
+        rollout__judge_version=3,
+    ),
+    "judge's URL": broken(
+        "rollout.judge_url", ["node1:8000"], "must be an http", rollout__judge_model="served",
+        rollout__judge_version=3,
+    ),
+    "judge without a word": broken("rollout.judge_max_tokens", [0, -1], "must be positive"),
     "rounded engines": broken("rollout.weights", ["int4"], "needs model.quantization=int4_qat"),
     "shared responses": broken(
         "algorithm.form", ["sequence"], "needs parallelism.cp=1", parallelism__cp=2, parallelism__pp=1,

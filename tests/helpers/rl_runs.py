@@ -95,5 +95,5 @@ def replace_engine(kind: type[ScriptedEngine]) -> None:
         return [kind(num_ids=200, pause_s=0.0005)]
 
     build.open_engines = engines
-    build.open_judges = lambda *_: ShortJudge()  # type: ignore[assignment, return-value]
+    build.open_judges = lambda *_, **__: ShortJudge()  # type: ignore[assignment, return-value]
     probe.Probe.check = lambda self: probe.Gap(mean=0.0, largest=0.0)  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ from k25_train.config.rollout import EngineKind, EngineWeights, RolloutConfig, T
 from k25_train.environments.base import Response, Task, Verdict, scored
 from k25_train.rl.controller import Controller
 from k25_train.rl.counts import Counts
-from k25_train.rl.responding import Responder
+from k25_train.rl.responding import Judging, Responder
 from k25_train.rl.tasks import TaskOrder
 from k25_train.rl.toggle import NoToggle
 from k25_train.rollout.engines.pool import EnginePool
@@ -61,7 +61,8 @@ def rollout_config(**changes: Any) -> RolloutConfig:
         "transport": Transport.shared_memory, "max_prompt_tokens": 32, "max_tokens": 16, "temperature": 1.0,
         "max_running": 4, "threads": 0, "request_timeout_s": 20.0, "max_attempts": 3,
         "judge_timeout_s": 5.0, "update_timeout_s": 5.0, "probe_sequences": 1, "probe_tolerance": 1e-4,
-        "eval_tasks": 4,
+        "eval_tasks": 4, "judge_url": None, "judge_model": None, "judge_version": None,
+        "judge_max_tokens": 64,
     }  # fmt: skip
     return RolloutConfig(**values | changes)
 
@@ -105,7 +106,9 @@ class Rollouts:
     algorithm: AlgorithmConfig = field(default_factory=algorithm_config)
     rollout: RolloutConfig = field(default_factory=rollout_config)
     engine: ScriptedEngine = field(default_factory=ScriptedEngine)
-    judge: LengthJudge = field(default_factory=LengthJudge)
+    judge: Judging = field(default_factory=LengthJudge)
+    prompts: PlainPrompts = field(default_factory=PlainPrompts)
+    rubrics: dict[str, float] | None = None
     num_steps: int = 4
     num_tasks: int = 50
 
@@ -115,14 +118,14 @@ class Rollouts:
         async def inside() -> T:
             self.pool = EnginePool.of([self.engine], self.rollout.update_timeout_s)
             self.counts, self.notices = Counts(), list[str]()
-            source = TaskSourceConfig(family="sums", num_tasks=self.num_tasks)
+            source = TaskSourceConfig(family="sums", num_tasks=self.num_tasks, rubrics=self.rubrics)
             self.tasks = TaskOrder(EnvironmentConfig(tasks={"sums": source}, epochs=10), seed=5)
             self.journal = Journal(self.folder, notice=self.notices.append)
             self.responder = Responder(
                 self.rollout,
                 256,
                 self.pool,
-                PlainPrompts(),
+                self.prompts,  # type: ignore[arg-type]
                 self.judge,
                 self.counts,  # type: ignore[arg-type]
             )

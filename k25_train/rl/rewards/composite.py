@@ -45,6 +45,11 @@ class Recipe:
     """Name of a rubric set -> bonus, the share of the reward that a full score adds."""
 
 
+def with_rubrics(judge: str, source: str) -> str:
+    """Name of the judge that puts the rubrics of a source of tasks on top of a judge."""
+    return f"{judge} with the rubrics of {source}"
+
+
 class CompositeJudge:
     """Judges by one recipe."""
 

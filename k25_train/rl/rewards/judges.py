@@ -16,11 +16,11 @@ from k25_train.environments.sandbox import open_sandbox
 from k25_train.errors import ConfigError
 from k25_train.rl.rewards.answer import Answer
 from k25_train.rl.rewards.composite import Check, CompositeJudge, Recipe, RubricCheck
+from k25_train.rl.rewards.references import UNIT_TESTS, wrong_with_reference
 from k25_train.rl.rewards.text_rules import RULES
 from k25_train.rl.rewards.unit_tests import UnitTests
 from k25_train.rl.rewards.workers import RuleWorkers
 
-UNIT_TESTS = "unit_tests"
 LENGTH_PENALTY = 0.5
 """Share of the reward that is lost at twice a task's budget; tasks without a budget have no penalty. Source:
 not disclosed, our choice."""
@@ -45,6 +45,7 @@ class Judges:
         places: int,
         workers: RuleWorkers,
         needs: Mapping[str, Callable[[], object]],
+        rules: Mapping[str, Iterable[str]],
     ) -> None:
         """A run's judges; `open_judges` makes them.
 
@@ -55,24 +56,31 @@ class Judges:
                 and that is no fault of a judge.
             workers: to be closed with the judges.
             needs: judge -> what to call before the run; raises K25Error where this machine lacks something.
+            rules: judge -> the rules that read the references of its tasks.
         """
         self._judges = {judge.name: judge for judge in judges}
         self._timeout_s = timeout_s
         self._room = asyncio.Semaphore(places)
         self._workers = workers
         self._needs = needs
+        self._rules = rules
         self.unscored: Counter[str] = Counter()
         """Kind of reason -> how often no verdict could be given, since the start."""
 
     def check(self, tasks: Iterable[Task]) -> None:
-        """Before a run. Raises ConfigError for a task whose judge there is not, K25Error for one whose judge
-        cannot judge on this machine."""
+        """Before a run. Raises ConfigError for a task whose judge there is not, or cannot read its reference,
+        K25Error for one whose judge cannot judge on this machine."""
         for task in tasks:
             if task.judge not in self._judges:
                 known = ", ".join(sorted(self._judges))
                 raise ConfigError(
                     f"task {task.key} asks for the judge {task.judge!r}. Use one of: {known} "
                     "(k25_train/rl/rewards/README.md)."
+                )
+            if wrong := wrong_with_reference(task.reference, self._rules.get(task.judge, ())):
+                raise ConfigError(
+                    f"task {task.key}: its judge {task.judge!r} cannot read its reference: {wrong}. Correct "
+                    "it, or leave the task out (k25_train/rl/rewards/README.md)."
                 )
             self._needs.get(task.judge, _nothing)()
 
@@ -129,7 +137,8 @@ def open_judges(
     all_recipes = {**alone, **(recipes or {})}
     judges = [_composite(name, recipe, checks, rubrics or {}) for name, recipe in all_recipes.items()]
     needs = {name: sandbox for name, recipe in all_recipes.items() if UNIT_TESTS in recipe.rules}
-    return Judges([*judges, *others], timeout_s, num_workers, workers, needs)
+    rules = {name: recipe.rules for name, recipe in all_recipes.items()}
+    return Judges([*judges, *others], timeout_s, num_workers, workers, needs, rules)
 
 
 def _composite(

@@ -32,6 +32,8 @@ Rule = Callable[[str, Any], Verdict]
 
 def answer(content: str, reference: Any) -> Verdict:
     """`"12"`, `12` or `["Paris", …]`: a number exactly, in whatever form, and a text normalised."""
+    if reference is None or isinstance(reference, dict):
+        raise TaskFaultError(f"malformed reference: {str(reference)[:40]} is no answer")
     if isinstance(reference, list):
         return text(content, {"answers": reference})
     try:

@@ -11,6 +11,7 @@ Code that prints that it has passed, exits with 0, or kills what runs it has ans
 section 3.2, and K2.5 reward code by its tests; everything else is our choice.
 """
 
+import ast
 import asyncio
 import json
 import os
@@ -31,6 +32,7 @@ LANGUAGES = ("python", "python3", "py")
 _PYTHON = [os.path.realpath(sys.executable), "-I", "-S", "/judge/in_sandbox.py"]
 _RUNNER = Path(in_sandbox.__file__).read_bytes()
 _SOLUTION = "/judge/solution.py"
+_NO_TESTS = "malformed reference: it is no object with cases, programs or tests"
 _MAX_REPLIES = 4 << 20
 """Bytes that are read from a channel."""
 
@@ -58,7 +60,7 @@ class UnitTests:
         code = last_code(answer.content, LANGUAGES).encode(errors="replace")
         files = {_SOLUTION: code, "/judge/in_sandbox.py": _RUNNER}
         if not isinstance(reference, dict):
-            raise TaskFaultError("malformed reference: it is no object with cases, programs or tests")
+            raise TaskFaultError(_NO_TESTS)
         if "tests" in reference:
             passed, why = await self._tests(files, str(reference["tests"]))
         elif "programs" in reference:
@@ -120,6 +122,25 @@ class UnitTests:
         passed = [bool(results_of.get(name, {}).get("passed")) for name in first["tests"]]
         reason = next((line["reason"] for line in lines[1:] if not line["passed"]), "")
         return passed, _why(passed, served if served.ending is not Ending.EXITED else tested, reason)
+
+
+def read_tests(reference: Any) -> None:
+    """Raises TaskFaultError for what is no reference of `unit_tests`; runs nothing."""
+    if not isinstance(reference, dict):
+        raise TaskFaultError(_NO_TESTS)
+    if "tests" in reference:
+        try:
+            ast.parse(str(reference["tests"]))
+        except (SyntaxError, ValueError) as error:
+            raise TaskFaultError(f"malformed reference: its tests do not load: {error}") from error
+    elif "programs" in reference:
+        for program in _listed(reference, "programs"):
+            needed(program, "stdin"), needed(program, "stdout")
+    else:
+        needed(reference, "function")
+        number_of(reference, "tolerance", 0.0)
+        for case in _listed(reference, "cases"):
+            needed(case, "expect"), _listed(case, "args", 0)
 
 
 def same(found: Any, expected: Any, tolerance: float) -> bool:

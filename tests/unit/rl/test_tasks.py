@@ -27,6 +27,21 @@ def test_every_task_comes_once_an_epoch_in_another_order() -> None:
         tasks.draw(60)
 
 
+def test_a_sample_is_spread_over_both_parts_of_every_source() -> None:
+    keys = [task.key for task in order(a=(100, 1.0), b=(3, 1.0), never=(10, 0.0)).sampled(4)]
+    numbers = [int(key.rpartition("/")[2]) for key in keys]
+    assert numbers == [0, 25, 50, 75, 0, 2, 4, 0, 1, 2, 0, 2, 4]
+
+
+def test_tasks_with_rubrics_have_the_judge_of_both_wherever_they_come_from() -> None:
+    source = TaskSourceConfig(family="sums", num_tasks=4, num_heldout=2, rubrics={"helpfulness": 0.2})
+    tasks = TaskOrder(EnvironmentConfig(tasks={"mine": source}, epochs=1), 3)
+    found = [
+        tasks.draw(0).task, tasks.numbered(1), *tasks.heldout(2), *tasks.probes(1), *tasks.sampled(2)
+    ]  # fmt: skip
+    assert {task.judge for task in found} == {"answer with the rubrics of mine"}
+
+
 def test_seeds_change_the_order_and_nothing_else() -> None:
     first, same, other = (order(seed, sums=(30, 1.0)) for seed in (1, 1, 2))
     drawn = [[each.draw(place).task.key for place in range(30)] for each in (first, same, other)]

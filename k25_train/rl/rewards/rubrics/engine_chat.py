@@ -11,22 +11,32 @@ from k25_train.rollout.prompts import Prompts
 class EngineChat:
     """Answers messages with an engine; a `ChatEngine`."""
 
-    def __init__(self, engine: Engine, prompts: Prompts, max_tokens: int) -> None:
-        """`max_tokens`: longest reply. Each token is the most probable one: equal requests, equal scores."""
+    def __init__(self, engine: Engine, prompts: Prompts, max_tokens: int, max_prompt_tokens: int) -> None:
+        """`max_tokens`: longest reply. Each token is the most probable one: equal requests, equal scores.
+        `max_prompt_tokens`: longest request, what the engine's context leaves."""
         self._engine = engine
         self._prompts = prompts
         self._max_tokens = max_tokens
+        self._max_prompt_tokens = max_prompt_tokens
 
     async def version(self) -> str:
         """See `ChatEngine`: the optimizer step of the weights."""
         return str((await self._engine.state()).version)
 
     async def generate(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """See `ChatEngine`. Raises EngineError, also for a reply that reaches the limit."""
+        """See `ChatEngine`. Raises EngineError, also for a request that is too long, and for a reply
+        that reaches its limit."""
         task = Task(key="rubric", family="rubric", messages=tuple(messages), judge="rubric")
+        prompt_ids = self._prompts.encode(task)
+        if len(prompt_ids) > self._max_prompt_tokens:
+            raise EngineError(
+                f"{self._engine.name}: its context has room for {self._max_prompt_tokens} tokens before a "
+                f"reply, and an answer to be judged takes {len(prompt_ids)}: lower rollout.judge_max_tokens "
+                "or rollout.max_tokens, or use a model with a longer context"
+            )
         request = Request(
             key="rubric",
-            prompt_ids=self._prompts.encode(task),
+            prompt_ids=prompt_ids,
             sampling=Sampling(
                 max_tokens=self._max_tokens,
                 temperature=0.0,

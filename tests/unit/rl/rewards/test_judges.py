@@ -4,6 +4,7 @@ import asyncio
 import math
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from k25_train.environments.base import Response, Status, Task, Verdict, scored
 from k25_train.errors import ConfigError
 from k25_train.rl.rewards.composite import Recipe
 from k25_train.rl.rewards.judges import Judges, open_judges
-from k25_train.rl.rewards.text_rules import apply_rule
+from k25_train.rl.rewards.references import wrong_with_reference
+from k25_train.rl.rewards.text_rules import RULES, apply_rule
 from k25_train.rl.rewards.workers import RuleWorkers
 
 
@@ -191,9 +193,55 @@ def test_who_waits_for_a_turn_has_not_timed_out() -> None:
 
 def test_tasks_with_unknown_judges_are_refused_before_the_run() -> None:
     async def check(judges: Judges) -> None:
-        judges.check([task(), task("choice")])
+        judges.check([task()])
         with pytest.raises(ConfigError, match=r"sums/1 asks for the judge 'nobody'.*number"):
             judges.check([task("nobody")])
+
+    with_judges(check)
+
+
+REFERENCES: dict[str, list[Any]] = {
+    "answer": ["7", 7, ["Paris", "Rome"]],
+    "number": [{"answer": 7, "budget_tokens": 100}],
+    "text": [{"answers": ["Paris"]}],
+    "choice": [{"answer": "B", "choices": "ABCD"}],
+    "boxes": [{"boxes": [[0, 0, 1, 1]], "iou_floor": 0.5}, {"boxes": []}],
+    "points": [{"points": [[0.5, 0.5]], "sigma": 0.02}],
+    "polygons": [{"polygons": [[[0, 0], [1, 0], [1, 1]]]}],
+    "ocr": [{"text": "a"}],
+    "count": [{"count": 7}],
+    "unit_tests": [
+        {"function": "add", "cases": [{"args": [1], "expect": 1}]},
+        {"programs": [{"stdin": "1", "stdout": "2"}]},
+        {"tests": "from solution import add\n\ndef test_small():\n    assert add(1) == 1\n"},
+    ],
+}
+WRONG_REFERENCES: list[tuple[str, Any]] = [
+    ("answer", None), ("answer", {"answer": 7}), ("answer", [7]), ("number", "7"),
+    ("number", {"answer": None}), ("number", {"answer": 7, "budget_tokens": "many"}),
+    ("text", {"answers": "Paris"}),
+    ("choice", {"answer": "E", "choices": "ABCD"}), ("boxes", {"boxes": [[0, 0]]}),
+    ("boxes", {"boxes": [], "iou_floor": "half"}), ("points", {"points": [], "sigma": 0}),
+    ("polygons", {}), ("ocr", {}), ("count", {"count": 1.5}), ("unit_tests", "add"),
+    ("unit_tests", {"function": "add", "cases": []}), ("unit_tests", {"function": "add", "cases": [{}]}),
+    ("unit_tests", {"programs": [{"stdin": "1"}]}), ("unit_tests", {"tests": "def test_small("}),
+]  # fmt: skip
+
+
+def test_references_that_their_judge_can_read_pass() -> None:
+    for rule, references in REFERENCES.items():
+        for reference in references:
+            assert wrong_with_reference(reference, [rule]) == "", (rule, reference)
+    assert REFERENCES.keys() == {*RULES, "unit_tests"}
+
+
+def test_tasks_whose_judge_cannot_read_their_reference_are_refused_before_the_run() -> None:
+    async def check(judges: Judges) -> None:
+        for judge, reference in WRONG_REFERENCES:
+            wrong = replace(task(judge), reference=reference)
+            words = rf"task sums/1: its judge '{judge}' cannot read its reference: .*malformed "
+            with pytest.raises(ConfigError, match=words):
+                judges.check([wrong])
 
     with_judges(check)
 

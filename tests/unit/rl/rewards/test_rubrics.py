@@ -262,10 +262,13 @@ class Letters:
 
 def test_any_engine_judges() -> None:
     engine = TokenEngine(FinishReason.stop)
-    chat = EngineChat(engine, Letters(), 50)  # type: ignore[arg-type]
+    chat = EngineChat(engine, Letters(), 50, 100)  # type: ignore[arg-type]
     assert judged(chat).reward == pytest.approx(0.625)
     (request,) = engine.requests
     assert (request.sampling.temperature, request.sampling.stop_ids) == (0.0, (2,))
-    cut = judged(EngineChat(TokenEngine(FinishReason.length), Letters(), 50))  # type: ignore[arg-type]
+    cut = judged(EngineChat(TokenEngine(FinishReason.length), Letters(), 50, 100))  # type: ignore[arg-type]
     assert (cut.status, cut.kind) == (Status.UNSCORED, "rubric raised")
+    long = judged(EngineChat(engine, Letters(), 50, 0))  # type: ignore[arg-type]
+    assert long.status is Status.UNSCORED and "rollout.judge_max_tokens" in long.reason
+    assert len(engine.requests) == 1
     assert json.loads(GOOD)
