@@ -115,6 +115,16 @@ BROKEN_ACROSS = [
     ),
     (f"{RL} rollout.max_tokens=200", "rollout.max_tokens=200", "must leave room for a prompt"),
     (
+        f"{RL} algorithm.other_versions=mask algorithm.steps_per_rollout=2",
+        "algorithm.other_versions=mask",
+        "needs algorithm.steps_per_rollout=1",
+    ),
+    (
+        f"{RL} environment.tasks.sums.rubrics.helpfulness=0.5",
+        "environment.tasks.sums.rubrics=",
+        "needs rollout.judge_url",
+    ),
+    (
         f"{RL} algorithm.token_cap=8 algorithm.max_staleness=1",
         "algorithm.token_cap=8",
         "needs algorithm.max_staleness=0",
