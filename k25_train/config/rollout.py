@@ -30,7 +30,9 @@ class Transport(Enum):
 
 
 class EngineWeights(Enum):
-    """Number format of the weights that engines get."""
+    """Number format of the weights that engines get. What rounds them (bf16, int4) is for
+    `train.dtype=bfloat16`: engines of a float32 trainer would compute with other weights, which the probe
+    takes for wrong ones. With `model.quantization=int4_qat` float32 has the values of the codes."""
 
     float32 = "float32"
     """As a float32 run has them: nothing is rounded."""
@@ -49,7 +51,9 @@ class RolloutConfig:
     urls: list[str]
     """Base URLs of the servers; none for the engine in process."""
     weights: EngineWeights
-    """Number format of the weights that engines get."""
+    """Number format of the weights that engines get. What rounds them (bf16, int4) is for
+    `train.dtype=bfloat16`: engines of a float32 trainer would compute with other weights, which the probe
+    takes for wrong ones. With `model.quantization=int4_qat` float32 has the values of the codes."""
     transport: Transport
     """How they get there."""
     max_prompt_tokens: int
@@ -81,7 +85,9 @@ class RolloutConfig:
     probe_sequences: int
     """Sequences whose log-probabilities are compared with the trainer's after every push."""
     probe_tolerance: float
-    """Largest difference of a log-probability of the probe, in nats; beyond it the engine is fenced off."""
+    """Largest difference of a log-probability of the probe, in nats; beyond it the engine is fenced off.
+    float32 on both sides keeps 1e-4; bfloat16 differs by whole nats where a router chooses otherwise, so
+    that a run in it needs what its own first pushes show."""
     eval_tasks: int
     """Held-out tasks of one evaluation, each answered once."""
 

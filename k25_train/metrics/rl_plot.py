@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from k25_train.metrics.plots import TRAIN_COLOR, style
+from k25_train.metrics.plots import TEXT_COLOR, TRAIN_COLOR, style
 from k25_train.metrics.sinks import Row, is_finite, number
 
 HELDOUT_COLOR = "#1d6fb8"
@@ -143,6 +143,9 @@ def _finish(axes: Axes, panel: Panel) -> None:
         axes.set_ylim(-0.03, 1.05)
     style(axes, panel.title)
     axes.set_ylabel("")
+    if panel.is_logarithmic and axes.get_legend_handles_labels()[0]:
+        # Between the mean and the largest there is room.
+        axes.legend(frameon=False, labelcolor=TEXT_COLOR, loc="center left", bbox_to_anchor=(0, 0.4))
 
 
 def _line(
