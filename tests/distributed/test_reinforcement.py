@@ -13,6 +13,7 @@ from k25_train.metrics.sinks import number, read_rows
 from tests.helpers.ranks import RankContext, run_ranks
 from tests.helpers.rl_crashes import CrashingRun, start_server
 from tests.helpers.rl_runs import REAL, fit_rl, replace_engine, rl_overrides, write_rl_data
+from tests.helpers.rl_served_runs import ServedRun, wrong_tokens
 from tests.helpers.scripted_engine import ScriptedEngine
 
 
@@ -142,3 +143,26 @@ def test_loops_that_are_killed_go_on_to_the_same_weights(kind: list[str], data: 
     run = CrashingRun(tmp_path / "killed", rl_overrides(data, tmp_path / "killed", *settings), trains=False)
     run.killed_to_the_end(random.Random(1), life_s / 2, most=3)
     assert run.check(reference, num_steps=6, per_step=2, size=3) == []
+
+
+def test_servers_that_are_killed_cost_no_token_and_come_back_with_the_next_push(
+    data: Path, tmp_path: Path
+) -> None:
+    """One in the middle of generating, the other in a commit, each while the other one goes on."""
+    start_server()
+    paths = [tmp_path / name for name in ("whole", "killed")]
+    reference, run = (
+        kind(path, rl_overrides(data, path, "train.steps=6"), trains=False)
+        for kind, path in zip((CrashingRun, ServedRun), paths, strict=True)
+    )
+    reference.to_the_end()
+    assert isinstance(run, ServedRun)
+    try:
+        run.servers.restart([("generate", 4), ("commit", 4)])
+        run.to_the_end()
+    finally:
+        run.close()
+    assert sorted(run.servers.deaths) == ["commit", "generate"]
+    assert run.check(reference, num_steps=6, per_step=2, size=3) == [] == wrong_tokens(run, 6)
+    told = run.folder.with_suffix(".log").read_text(encoding="utf-8")
+    assert told.count("is fenced off") == told.count("again; it was fenced off") > 0

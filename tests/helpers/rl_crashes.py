@@ -2,15 +2,13 @@
 
 Two kinds of jobs, both with everything of `k25_train/rl` between tasks and step files:
 
-    loop       the loop with a trainer whose weights are a hash of what it is given: a job takes a second
+    loop       the loop with a trainer whose weights are a hash of what it is given (`rl_loop_job.py`)
     training   `Trainer.fit` with a shrunk model
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import json
 import os
 import random
 import time
@@ -22,62 +20,13 @@ from typing import Any
 import numpy as np
 
 from k25_train.compose.resolve import compose
-from k25_train.config.schema import Config
-from k25_train.data.tokenizer import load_tokenizer
 from k25_train.data.trajectories.reading import StepFile
 from k25_train.data.trajectories.step_file import step_path
 from k25_train.rollout.journal import journal_files
 from k25_train.rollout.records import records_in
 from tests.helpers.ranks import RankContext, free_port, start_context
-from tests.helpers.rl_runs import DYING, SCRIPTED, DyingEngine, ShortJudge, fit_rl
-from tests.helpers.scripted_engine import ScriptedEngine
-
-DONE, DIED = 0, 3
-"""Statuses of a job: it has trained to the end; its engine died, and it said so."""
-CHECKPOINT = "weights.json"
-"""Of a job of the loop alone."""
-
-
-def loop_job(config: Config, engine: str) -> None:
-    """The loop, with a trainer that hashes its steps' files and saves every other step."""
-    from k25_train.rl.event_loop import EventLoop
-    from k25_train.rl.loop import roll_out
-    from k25_train.rl.room import Parts, Room
-    from k25_train.rl.tasks import TaskOrder
-    from k25_train.rollout.engines.base import EngineError
-    from k25_train.rollout.engines.pool import EnginePool
-    from k25_train.rollout.prompts import Prompts
-
-    async def close() -> None:
-        await asyncio.sleep(0)
-
-    folder = Path(config.run.dir)
-    assert config.rollout is not None and config.environment is not None and config.algorithm is not None
-    path = f"{config.data.dir}/tokenizer.json"
-    kind = DyingEngine if engine == DYING else ScriptedEngine
-    parts = Parts(
-        pool=EnginePool.of([kind(pause_s=0.0003)], config.rollout.update_timeout_s),
-        prompts=Prompts(load_tokenizer(path), path, config.model.vocab_size, 40),
-        judges=ShortJudge(),
-        tasks=TaskOrder(config.environment, config.train.seed),
-        close=close,
-    )
-    room = Room(config, EventLoop(), parts, folder / "checkpoints", print)
-    saved, weights = _saved(folder)
-    try:
-        room.wait(room.begin(saved))
-        _push(room, saved, weights)
-        for step in range(saved + 1, config.train.steps + 1):
-            room.wait(roll_out(room, step))
-            weights = _trained(weights, step_path(folder / "rollouts", step))
-            if step % 2 == 0 or step == config.train.steps:
-                _save(folder, step, weights)
-            if step % config.algorithm.steps_per_rollout == 0:
-                _push(room, step, weights)
-            room.wait(room.figures(step))
-    except EngineError:
-        os._exit(DIED)
-    room.end()
+from tests.helpers.rl_loop_job import DIED, DONE, loop_job, saved
+from tests.helpers.rl_runs import DYING, SCRIPTED, fit_rl
 
 
 def training_job(context: RankContext, arguments: list[str], engine: str) -> None:
@@ -91,45 +40,11 @@ def training_job(context: RankContext, arguments: list[str], engine: str) -> Non
         os._exit(DIED)
 
 
-def _trained(weights: str, path: Path) -> str:
-    """Weights that depend on all that a step trains on, and on those before."""
-    file = StepFile(path)
-    digest = hashlib.sha256(f"{weights} {dict(file.state)} {file.facts}".encode())
-    rows = file.everything()
-    for array in (rows.tokens, rows.rollout_logprobs, rows.versions, rows.advantages, rows.policy_weights):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
 def start_server() -> None:
     """Start what jobs are forked from, which takes seconds once."""
     process = start_context("cpu").Process(target=int)
     process.start()
     process.join()
-
-
-def _push(room: Any, version: int, weights: str) -> None:
-    import torch
-
-    from k25_train.export.stream import NamedTensor
-
-    tensors = [NamedTensor("weights", torch.tensor(list(bytes.fromhex(weights))))]
-    room.wait(room.pool.update(tensors, version))
-    room.wait(room.pushed())
-
-
-def _saved(folder: Path) -> tuple[int, str]:
-    path = folder / CHECKPOINT
-    if not path.exists():
-        return 0, "00"
-    step, weights = json.loads(path.read_text(encoding="utf-8"))
-    return step, weights
-
-
-def _save(folder: Path, step: int, weights: str) -> None:
-    partial = folder / f"{CHECKPOINT}.partial"
-    partial.write_text(json.dumps([step, weights]), encoding="utf-8")
-    os.replace(partial, folder / CHECKPOINT)
 
 
 def _job_main(job: Callable[..., None], log: Path, *arguments: Any) -> None:
@@ -181,7 +96,7 @@ class CrashingRun:
             arguments = (training_job, log, RankContext(0, 1, free_port()), self.settings, engine)
         process = start_context("cpu").Process(target=_job_main, args=arguments, daemon=True)
         process.start()
-        process.join(killed_after_s if killed_after_s is not None else 600.0)
+        self._watch(process, killed_after_s if killed_after_s is not None else 600.0)
         if process.is_alive():
             process.kill()
             process.join()
@@ -192,6 +107,10 @@ class CrashingRun:
             text = log.read_text(encoding="utf-8")[-1500:]
             raise AssertionError(f"{self.folder}: a job ended with {process.exitcode}: {text}")
         return bool(process.exitcode == DONE)
+
+    def _watch(self, process: Any, seconds: float) -> None:
+        """Wait until a job has ended, and no longer than this."""
+        process.join(seconds)
 
     def _take_note(self) -> None:
         """Remember what the journal has: it is acknowledged, and may not change or go any more."""
@@ -205,6 +124,9 @@ class CrashingRun:
             if found.get(key, [])[: len(tokens)] != tokens:
                 self.problems.append(f"group {key[0]}, sample {key[1]}: acknowledged tokens are gone")
         self.acknowledged |= found
+
+    def close(self) -> None:
+        """End what its jobs leave."""
 
     def check(self, reference: CrashingRun | None, num_steps: int, per_step: int, size: int) -> list[str]:
         """What is wrong with the finished run; `reference` was never killed, None if weights may differ."""
@@ -230,7 +152,7 @@ class CrashingRun:
     def weights(self) -> Mapping[str, str]:
         """What tells the final weights: digests of the last checkpoint's tensors."""
         if not self.trains:
-            return {"weights": _saved(self.folder)[1]}
+            return {"weights": saved(self.folder)[1]}
         from safetensors.numpy import load_file
 
         newest = (self.folder / "checkpoints/latest").read_text(encoding="utf-8").strip()

@@ -26,6 +26,9 @@ from k25_train.rollout.engines.base import (
 
 FAULTS = ("raise", "hang", "nan", "truncated", "empty", "old", "forbidden")
 """What it can do wrong."""
+NUM_IDS, MEAN_LENGTH = 200, 6
+ENDS = -1
+"""In the place of whichever id ends a response."""
 
 
 class ScriptedEngine:
@@ -34,8 +37,8 @@ class ScriptedEngine:
     def __init__(
         self,
         *,
-        num_ids: int = 200,
-        mean_length: int = 6,
+        num_ids: int = NUM_IDS,
+        mean_length: int = MEAN_LENGTH,
         pause_s: float = 0.0,
         faults: Sequence[str] = (),
         name: str = "scripted",
@@ -80,11 +83,11 @@ class ScriptedEngine:
             await self._may_run.wait()
             await asyncio.sleep(self._pause_s)
             drawn = drawn_at(self.version, self.weights, request.sampling.seed, position)
-            ends = position > 0 and drawn % self._mean_length == 0
-            tokens.append(request.sampling.stop_ids[0] if ends else drawn // 64 % self._num_ids)
-            logprobs.append(-(drawn % 977) / 300)
+            token = token_of(drawn, position, self._num_ids, self._mean_length)
+            tokens.append(request.sampling.stop_ids[0] if token == ENDS else token)
+            logprobs.append(logprob_of(drawn))
             versions.append(self.version)
-            if ends:
+            if token == ENDS:
                 reason = FinishReason.stop
                 break
         return self._answer(request, fault, tokens, logprobs, versions, reason)
@@ -124,7 +127,7 @@ class ScriptedEngine:
 
     async def stage(self, tensors: Iterable[NamedTensor] | Path, version: int) -> None:
         crc = 0
-        for tensor in [] if isinstance(tensors, Path) else tensors:
+        for tensor in _read(tensors) if isinstance(tensors, Path) else tensors:
             crc = zlib.crc32(tensor.tensor.contiguous().numpy().tobytes(), crc)
         self.staged = version, crc
 
@@ -146,10 +149,29 @@ class ScriptedEngine:
         pass
 
 
+def _read(folder: Path) -> Iterator[NamedTensor]:
+    """Tensors of a folder of safetensors files: one file's in the order of their names."""
+    from safetensors.torch import load_file
+
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, tensor in sorted(load_file(path).items()):
+            yield NamedTensor(name, tensor)
+
+
 def drawn_at(version: int, weights: int, seed: int, position: int) -> int:
     """What is drawn for a token."""
     text = f"{version} {weights} {seed} {position}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest())
+
+
+def token_of(drawn: int, position: int, num_ids: int = NUM_IDS, mean_length: int = MEAN_LENGTH) -> int:
+    """The token that is drawn; `ENDS` for one that ends the response."""
+    return ENDS if position > 0 and drawn % mean_length == 0 else drawn // 64 % num_ids
+
+
+def logprob_of(drawn: int) -> float:
+    """Its log-probability."""
+    return -(drawn % 977) / 300
 
 
 def _spans(versions: Sequence[int]) -> Iterator[VersionSpan]:

@@ -29,6 +29,11 @@ class EngineError(K25Error):
     """An engine did not do what it was asked for; the message names it, and what it answered."""
 
 
+class EngineLostError(EngineError):
+    """An engine is not to be had, or has other weights than it was given: to ask it again does not help until
+    it has been given weights."""
+
+
 class FinishReason(Enum):
     """Why a response ended."""
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from enum import StrEnum
 
-from k25_train.rollout.engines.base import EngineError
+from k25_train.rollout.engines.base import EngineError, EngineLostError
 
 MOST_QUOTED = 300
 """Characters of an answer in a message."""
@@ -36,6 +36,10 @@ class FaultKind(StrEnum):
     """New weights were not taken, or something else is staged."""
 
 
+LOST = frozenset({FaultKind.unreachable, FaultKind.versions, FaultKind.weights})
+"""Kinds after which the next request would fare no better (`EngineLostError`)."""
+
+
 class FaultLog:
     """Makes the errors of one engine and counts them."""
 
@@ -54,7 +58,8 @@ class FaultLog:
             remedy: what to do about it.
         """
         self.counts[kind.value] += 1
-        return EngineError(f"{self.name}: {subject}: {answered}\n  -> {remedy}")
+        error = EngineLostError if kind in LOST else EngineError
+        return error(f"{self.name}: {subject}: {answered}\n  -> {remedy}")
 
     @staticmethod
     def quoted(text: str | bytes) -> str:

@@ -3,7 +3,8 @@
 - Everything has a time limit, which is stopped while the engine is paused.
 - Of generating there are at most `max_running` requests on the way; all others wait here, so that a pause or
   an update never queues behind them.
-- A paused engine gets no new requests; a pause that aborts returns when everything has ended.
+- A paused engine gets no new requests, one lost in a pause refuses them; a pause that aborts returns when
+  everything has ended.
 - Every answer is checked (`checks.py`); an engine whose new weights were not all taken serves no more.
 """
 
@@ -54,8 +55,8 @@ class HttpEngine:
         self._check = AnswerCheck(self._faults, model)
         self._clocks, self._busy = PausableLimits(), BusyClock()
         self._slots = asyncio.Semaphore(limits.max_running)
-        self._may_send = asyncio.Event()
-        self._may_send.set()
+        self._decided, self._is_paused = asyncio.Event(), False
+        self._decided.set()
         self._num_sent = self._num_aborts = self._version = 0
         self._staged: _Staged | None = None
         self._why_lost = ""
@@ -79,11 +80,11 @@ class HttpEngine:
         nothing = self._check.nothing(request)
         if nothing.finish_reason is not FinishReason.aborted:
             return nothing
-        await self._may_send.wait()
+        await self._decided.wait()
         aborts = self._num_aborts
         async with self._slots:
-            while not self._may_send.is_set() and aborts == self._num_aborts:
-                await self._may_send.wait()
+            while not self._decided.is_set() and aborts == self._num_aborts:
+                await self._decided.wait()
             if aborts != self._num_aborts:
                 return nothing
             return await self._send(request)
@@ -106,7 +107,8 @@ class HttpEngine:
 
     async def pause(self, mode: PauseMode) -> None:
         """As `Engine.pause`."""
-        self._may_send.clear()
+        self._is_paused = True
+        self._decided.clear()
         self._clocks.pause()
         self._busy.pause()
         if mode is PauseMode.abort:
@@ -127,9 +129,8 @@ class HttpEngine:
                         await self._wire.pause(PauseMode.abort)
                         waited_s = 0.0
         except TimeoutError as error:
-            raise self._http.too_late(
-                f"abort of {self._num_sent} responses", self._limits.update_s
-            ) from error
+            late = f"abort of {self._num_sent} responses"
+            raise self._http.too_late(late, self._limits.update_s) from error
 
     async def resume(self) -> None:
         """As `Engine.resume`."""
@@ -137,7 +138,8 @@ class HttpEngine:
             await self._wire.resume()
         self._clocks.resume()
         self._busy.resume()
-        self._may_send.set()
+        self._is_paused = False
+        self._decided.set()
 
     async def stage(self, tensors: "Iterable[NamedTensor] | Path", version: int) -> None:
         """As `Engine.stage`; a folder has to be where the server finds it under the same path, and stay
@@ -168,6 +170,7 @@ class HttpEngine:
             async with self._within(subject):
                 await self._wire.load(self._staged.folder.resolve(), version)
         self._version, self._why_lost = version, ""
+        self._decided.clear()
         self._drop_staged()
 
     async def adopt(self, version: int) -> None:
@@ -178,11 +181,12 @@ class HttpEngine:
             async with self._within(subject):
                 await self._wire.adopt(version)
         self._version, self._why_lost = version, ""
+        self._decided.clear()
 
     async def probe(self, sequences: Sequence[ProbeSequence]) -> list[np.ndarray]:
         """As `Engine.probe`. A paused server would not answer: it goes on for the time of the probe, and
         responses that were kept get a few tokens more, of the weights that are probed."""
-        is_paused = not self._may_send.is_set()
+        is_paused = self._is_paused
         async with self._within("probe"):
             if is_paused:
                 await self._wire.resume()
@@ -219,17 +223,18 @@ class HttpEngine:
 
     @contextmanager
     def _lost_unless_done(self, subject: str) -> Iterator[None]:
-        """Fails what is on the way if the block does: kept responses of an engine that nobody resumes would
-        never end."""
+        """Fails what is on the way, and what waits for the end of a pause, if the block does: kept responses
+        of an engine that nobody resumes would never end."""
         try:
             yield
         except BaseException:
             self._why_lost = f"{subject} did not end well"
             self._clocks.expire()
+            self._decided.set()
             raise
 
     def _refuse_unpaused(self, subject: str) -> None:
-        if self._may_send.is_set():
+        if not self._is_paused:
             remedy = "pause it before it gets new weights"
             raise self._faults.error(FaultKind.weights, subject, "it is not paused", remedy)
 

@@ -6,9 +6,10 @@
              commit ► commit ► commit     none generates before all of them are of one version
              resume ► resume ► resume
 
-An engine that has missed an update is fenced: it gets no request until it has been brought to the version of
-the others (`rebuild`), so tokens are never those of weights that nobody knows of. Source: posttrain practice
-of checkpoint-engine and vLLM's four phases; two-phase with fencing is our choice.
+An engine that has missed an update, or is not to be had, is fenced: it gets no request until it has been
+brought to the version of the others (`rebuild`), so tokens are never those of weights that nobody knows of,
+and a dead engine, which has the least to do, is no hole into which all requests fall. Source: posttrain
+practice of checkpoint-engine and vLLM's four phases; two-phase with fencing is our choice.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from k25_train.export.stream import NamedTensor
 from k25_train.rollout.engines.base import (
     Engine,
     EngineError,
+    EngineLostError,
     EngineState,
     Generated,
     PauseMode,
@@ -29,6 +31,8 @@ from k25_train.rollout.engines.base import (
     Request,
 )
 
+AND_THEN = "; then "
+"""Between why an engine was fenced, and why it still is."""
 Weights = Path | Sequence[NamedTensor]
 """A folder of safetensors, or tensors that several engines may read."""
 
@@ -41,8 +45,18 @@ class Member:
     """What generates."""
     running: int = 0
     """Requests that it has."""
+    failures: int = 0
+    """Requests that failed since one succeeded, or since it was given weights."""
+    fences: int = 0
+    """Times that it was fenced."""
     why_fenced: str = ""
     """Why it gets none; empty if it does."""
+
+    def fence(self, why: str) -> str:
+        """Have it get none; what there is to tell."""
+        self.why_fenced = why
+        self.fences += 1
+        return f"{self.engine.name} is fenced off: {why}"
 
 
 @dataclass(slots=True)
@@ -71,24 +85,35 @@ class EnginePool:
         return [member for member in self.members if not member.why_fenced]
 
     async def generate(self, request: Request) -> Generated:
-        """Generate on the engine with the fewest requests. Raises `EngineError` as it does, if there is
-        none, and for one that was fenced off meanwhile."""
-        member = min(self._some(), key=lambda each: each.running)
+        """Generate on the engine with the fewest requests, of those that failed least of late.
+
+        Raises `EngineError` as it does, if there is none, and for one that was fenced off meanwhile. One that
+        is lost (`EngineLostError`) is fenced off.
+        """
+        member = min(self._some(), key=lambda each: (each.failures, each.running))
         member.running += 1
-        before = self.version
+        before, fences = self.version, member.fences
         try:
             generated = await member.engine.generate(request)
+        except EngineError as error:
+            member.failures += 1
+            # Later, it is another engine than the one that was asked: it has been rebuilt.
+            if isinstance(error, EngineLostError) and member.fences == fences:
+                self.fence(member.engine.name, str(error))
+            raise
         finally:
             member.running -= 1
-        if member.why_fenced:
+        if member.fences != fences:
             # Since it was asked: whatever label its tokens have, nobody knows its weights.
-            raise EngineError(f"{member.engine.name}: fenced off while it generated: {member.why_fenced}")
+            why = member.why_fenced or "it has been rebuilt since"
+            raise EngineError(f"{member.engine.name}: fenced off while it generated: {why}")
         others = [span.version for span in generated.spans if not before <= span.version <= self.version]
         if others:
             # Its label, or its weights: neither can be trained on, and the next answer would be no better.
             why = f"it generates with version {others[0]} where {before} is due"
             self.fence(member.engine.name, why)
             raise EngineError(f"{member.engine.name}: {why}")
+        member.failures = 0
         return generated
 
     async def resume(self) -> None:
@@ -104,7 +129,7 @@ class EnginePool:
         await self._on_all("stage", lambda engine: engine.stage(weights, version))
         await self._on_all("pause", lambda engine: engine.pause(PauseMode.keep))
         await self._on_all("commit", lambda engine: engine.commit(version))
-        self.version, self.staged = version, weights
+        self._have(version, weights)
         await self._on_all("resume", lambda engine: engine.resume())
 
     async def update_by(self, send: Callable[[], None], version: int) -> None:
@@ -124,7 +149,7 @@ class EnginePool:
         """Go on with weights that have come to all engines by another way (`Engine.adopt`)."""
         await self._on_all("adopt", lambda engine: engine.adopt(version))
         # Who missed this cannot be brought back: there is nothing to stage.
-        self.version, self.staged = version, None
+        self._have(version, None)
         await self._on_all("resume", lambda engine: engine.resume())
 
     async def rebuild(self) -> None:
@@ -143,9 +168,10 @@ class EnginePool:
                     await engine.commit(version)
                     await engine.resume()
             except (EngineError, TimeoutError) as error:
-                member.why_fenced = f"{why}; then {_why(error, self.timeout_s)}"
+                first, _, _ = why.partition(AND_THEN)
+                member.why_fenced = f"{first}{AND_THEN}{_why(error, self.timeout_s)}"
             else:
-                member.why_fenced = ""
+                member.why_fenced, member.failures = "", 0
                 self.told.append(f"{engine.name} serves version {version} again; it was fenced off: {why}")
 
     async def probe(self, sequences: Sequence[ProbeSequence]) -> dict[str, list[np.ndarray]]:
@@ -162,8 +188,7 @@ class EnginePool:
         """Give an engine no more requests. Raises `EngineError` if it was the last one."""
         for member in self.members:
             if member.engine.name == name and not member.why_fenced:
-                member.why_fenced = why
-                self.told.append(f"{name} is fenced off: {why}")
+                self.told.append(member.fence(why))
         self._some()
 
     async def states(self) -> dict[str, EngineState]:
@@ -185,6 +210,12 @@ class EnginePool:
         """End all engines, fenced ones too."""
         await asyncio.gather(*(member.engine.close() for member in self.members), return_exceptions=True)
 
+    def _have(self, version: int, weights: Weights | None) -> None:
+        """Serving engines have a version, made of these weights."""
+        self.version, self.staged = version, weights
+        for member in self.serving:
+            member.failures = 0
+
     async def _on_all(self, what: str, call: Callable[[Engine], Awaitable[None]]) -> None:
         """The call on every serving engine, at once; those that fail or do not answer in time are fenced."""
 
@@ -193,8 +224,8 @@ class EnginePool:
                 async with asyncio.timeout(self.timeout_s):
                     await call(member.engine)
             except (EngineError, TimeoutError) as error:
-                member.why_fenced = f"{what} failed: {_why(error, self.timeout_s)}"
-                self.told.append(f"{member.engine.name} is fenced off: {member.why_fenced}")
+                if not member.why_fenced:
+                    self.told.append(member.fence(f"{what} failed: {_why(error, self.timeout_s)}"))
 
         await asyncio.gather(*(one(member) for member in self.serving))
         self._some()

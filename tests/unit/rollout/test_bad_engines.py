@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from k25_train.rollout.engines.base import EngineError, PauseMode, ProbeSequence, Request, Sampling
+from k25_train.rollout.engines.base import (
+    EngineError,
+    EngineLostError,
+    PauseMode,
+    ProbeSequence,
+    Request,
+    Sampling,
+)
 from k25_train.rollout.engines.http_engine import HttpEngine
 from k25_train.rollout.engines.seeds import seed_at
 from k25_train.rollout.engines.vllm.client import connect_vllm
@@ -243,6 +250,54 @@ def test_a_commit_that_does_not_end_leaves_an_engine_that_refuses(route: str, tm
             await engine.generate(REQUEST)
 
     run(server, body, QUICK)
+
+
+@pytest.mark.parametrize("route", ["/resume", "/collective_rpc"])
+def test_what_waits_for_the_end_of_a_pause_is_refused_once_the_engine_is_lost(
+    route: str, tmp_path: Path
+) -> None:
+    server = BadEngine()
+
+    async def body(engine: HttpEngine) -> None:
+        await engine.stage(weights(tmp_path / "new"), 0)
+        await engine.pause(PauseMode.keep)
+        # More than may be on the way at once.
+        waiting = [asyncio.create_task(engine.generate(REQUEST)) for _ in range(2 * LIMITS.max_running)]
+        await asyncio.sleep(0.01)
+        server.hangs = {route}
+        with pytest.raises(EngineError, match=r"no answer within 0\.3 s"):
+            await (engine.resume() if route == "/resume" else engine.commit(0))
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(each, EngineLostError) for each in found) and server.num_requests == 0
+
+        server.hangs.clear()
+        await engine.pause(PauseMode.keep)
+        await engine.commit(0) if route == "/collective_rpc" else None
+        kept = asyncio.create_task(engine.generate(REQUEST))
+        await asyncio.sleep(0.01)
+        assert server.num_requests == 0, "it is paused still"
+        kept.cancel()
+
+    run(server, body, QUICK)
+
+
+def test_a_server_that_is_gone_or_another_one_is_lost_and_one_that_fails_is_not() -> None:
+    server = BadEngine()
+
+    async def error_of(engine: HttpEngine) -> BaseException:
+        with pytest.raises(EngineError) as caught:
+            await engine.generate(REQUEST)
+        return caught.value
+
+    async def body(engine: HttpEngine) -> None:
+        server.statuses = [500] * LIMITS.attempts
+        assert not isinstance(await error_of(engine), EngineLostError)
+        server.twist = spans(("7", 0, 4))
+        assert isinstance(await error_of(engine), EngineLostError), "started again, with other weights"
+        server.twist, server.breaks_off = (lambda answer: answer), True
+        assert isinstance(await error_of(engine), EngineLostError)
+
+    run(server, body)
 
 
 def test_a_label_that_lags_is_found_by_the_commit(tmp_path: Path) -> None:

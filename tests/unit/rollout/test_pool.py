@@ -11,6 +11,7 @@ import pytest
 from k25_train.rollout.engines.base import (
     Engine,
     EngineError,
+    EngineLostError,
     EngineState,
     FinishReason,
     Generated,
@@ -41,12 +42,13 @@ class Told:
         self.version = -1
         self.staged = -1
         self.seconds = 0.0
+        self.error: type[EngineError] = EngineError
 
     async def _note(self, what: str) -> None:
         self.log.append(f"{self.name} {what}")
         await asyncio.sleep(60 if what == self.hangs else self.seconds)
         if what == self.fails:
-            raise EngineError(f"{self.name} answered 500")
+            raise self.error(f"{self.name} answered 500")
 
     async def generate(self, request: Request) -> Generated:
         await self._note("generate")
@@ -202,3 +204,80 @@ def test_what_an_engine_generates_while_it_is_fenced_off_is_not_believed() -> No
             await asked
 
     run(body)
+
+
+def test_a_dead_engine_has_the_least_to_do_and_is_asked_once() -> None:
+    async def body(pool: EnginePool, engines: list[Told], log: list[str]) -> None:
+        await pool.update(WEIGHTS, 1)
+        engines[0].error, engines[0].fails = EngineLostError, "generate"
+        with pytest.raises(EngineLostError):
+            await pool.generate(REQUEST)
+        for _ in range(5):
+            await pool.generate(REQUEST)
+        assert log.count("a generate") == 1
+        assert pool.take_events() == ["a is fenced off: a answered 500"]
+        engines[0].fails = ""
+        await pool.rebuild()
+        assert len(pool.serving) == 3
+
+    run(body)
+
+
+def test_the_last_engine_that_dies_ends_it_with_all_names() -> None:
+    async def body(pool: EnginePool, engines: list[Told], log: list[str]) -> None:
+        await pool.update(WEIGHTS, 1)
+        for engine in engines:
+            engine.error, engine.fails = EngineLostError, "generate"
+        for _ in range(2):
+            with pytest.raises(EngineLostError):
+                await pool.generate(REQUEST)
+        with pytest.raises(EngineError, match=r"no engine is left.*a: a ans.*b: b ans.*c: c ans"):
+            await pool.generate(REQUEST)
+
+    run(body)
+
+
+def test_an_engine_that_failed_is_asked_after_those_that_did_not() -> None:
+    async def body(pool: EnginePool, engines: list[Told], log: list[str]) -> None:
+        await pool.update(WEIGHTS, 1)
+        engines[0].fails = "generate"
+        with pytest.raises(EngineError):
+            await pool.generate(REQUEST)
+        assert len(pool.serving) == 3, "an answer that is wrong once may be right the next time"
+        for _ in range(5):
+            await pool.generate(REQUEST)
+        assert log.count("a generate") == 1
+        engines[0].fails = ""
+        await pool.update(WEIGHTS, 2)
+        await pool.generate(REQUEST)
+        assert log.count("a generate") == 2
+
+    run(body)
+
+
+@pytest.mark.parametrize("fails", ["", "generate"])
+def test_what_was_asked_before_an_engine_was_rebuilt_says_nothing_of_it(fails: str) -> None:
+    async def body(pool: EnginePool, engines: list[Told], log: list[str]) -> None:
+        await pool.update(WEIGHTS, 1)
+        engines[0].seconds, engines[0].error, engines[0].fails = 0.05, EngineLostError, fails
+        asked = asyncio.create_task(pool.generate(REQUEST))
+        await asyncio.sleep(0.01)
+        engines[0].seconds = 0.0
+        pool.fence("a", "other weights")
+        await pool.rebuild()
+        with pytest.raises(EngineError, match="answered 500" if fails else "it has been rebuilt since"):
+            await asked
+        assert len(pool.serving) == 3, "it is not the one that was asked"
+
+    run(body)
+
+
+def test_why_an_engine_is_out_does_not_grow_with_every_push() -> None:
+    async def body(pool: EnginePool, engines: list[Told], log: list[str]) -> None:
+        await pool.update(WEIGHTS, 1)
+        for _ in range(9):
+            await pool.rebuild()
+        why = pool.members[1].why_fenced
+        assert why == "commit failed: b answered 500; then b answered 500"
+
+    run(body, b={"fails": "commit"})
