@@ -31,12 +31,15 @@ from tests.helpers.rl_runs import DYING, SCRIPTED, fit_rl
 
 def training_job(context: RankContext, arguments: list[str], engine: str) -> None:
     """A run as the command starts it."""
+    from k25_train.errors import RolloutError
     from k25_train.rollout.engines.base import EngineError
 
     os.environ.update(context.environment())
     try:
         fit_rl(context, arguments, engine)
-    except EngineError:
+    except (EngineError, RolloutError) as error:
+        if isinstance(error, RolloutError) and "engine_error" not in str(error):
+            raise
         os._exit(DIED)
 
 

@@ -26,6 +26,7 @@ CHECKPOINT = "weights.json"
 
 def loop_job(config: Config, engine: str) -> None:
     """The loop, with a trainer that hashes its steps' files and saves every other step."""
+    from k25_train.errors import RolloutError
     from k25_train.rl.event_loop import EventLoop
     from k25_train.rl.loop import roll_out
     from k25_train.rl.room import Room
@@ -50,7 +51,10 @@ def loop_job(config: Config, engine: str) -> None:
             if step % config.algorithm.steps_per_rollout == 0:
                 _push(room, transport, step, weights)
             room.wait(room.figures(step))
-    except EngineError as error:
+    except (EngineError, RolloutError) as error:
+        # A task that is given up after several tries says of each what the engine said.
+        if isinstance(error, RolloutError) and "engine_error" not in str(error):
+            raise
         print(error, flush=True)
         os._exit(DIED)
     room.end()
