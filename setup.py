@@ -8,6 +8,15 @@ from setuptools import find_packages, setup
 
 CODE = ["k25_train", "parallel", "launch"]
 DALI = ["nvidia-dali-cuda130>=2.4,<2.5"]
+# Tools, environments and tasks of agents; each is imported where it is asked for alone.
+AGENTS = [
+    "ipykernel>=7.4,<8",
+    "jupyter-client>=8.10,<9",
+    "mcp>=2.3,<3",
+    "gymnasium>=1.4,<2",
+    "reasoning-gym>=0.1.25,<0.2",
+]
+RAY = ["ray>=2.60,<2.61"]
 
 setup(
     name="k25-train",
@@ -42,6 +51,9 @@ setup(
         "s3fs>=2026.9",
         # Speaks to inference engines.
         "aiohttp>=3.14,<4",
+        # Event loops of rollouts, and what passes between their processes.
+        "uvloop>=0.23,<0.24",
+        "pyzmq>=27.3,<28",
         "universal-pathlib>=0.3.10,<0.4",
         "xxhash>=4.1,<5",
         "pyarrow>=26,<27",
@@ -57,6 +69,8 @@ setup(
     extras_require={
         "gpu": ["transformer-engine[core_cu13,pytorch]>=2.20,<2.21", *DALI],
         "dali": DALI,
+        "agents": AGENTS,
+        "ray": RAY,
         # Weights to engines on the trainer's GPUs (rollout.transport=checkpoint_engine).
         "checkpoint-engine": ["checkpoint-engine>=0.4.2,<0.5"],
         # Other places of a run's metrics; both are imported where they are asked for alone.
@@ -84,7 +98,12 @@ setup(
             # The wheel test builds without isolation, so without a network.
             "setuptools>=77",
             "wheel>=0.45",
+            # Unmodified clients of the gateway.
+            "openai>=3.57,<4",
+            "anthropic>=2.14,<3",
             *DALI,
+            *AGENTS,
+            *RAY,
         ],
     },
     entry_points={

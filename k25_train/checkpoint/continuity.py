@@ -51,7 +51,10 @@ SAME_RUN = (
     "train.batch_ramp",
     "train.seed",
     "train.dtype",
-    "environment",
+    "environment.epochs",
+    "environment.tasks",
+    "rollout.manager.max_turns",
+    "rollout.manager.max_observation_tokens",
     "algorithm.prompts_per_step",
     "algorithm.group_size",
     "algorithm.steps_per_rollout",
@@ -145,6 +148,26 @@ MAY_CHANGE = {
         "rollout.probe_sequences",
         "rollout.probe_tolerance",
         "rollout.eval_tasks",
+        *(
+            f"rollout.manager.{name}"
+            for name in (
+                "placement",
+                "shards",
+                "max_live",
+                "max_sandboxes",
+                "kv_low",
+                "kv_high",
+                "tool_timeout_s",
+                "rollout_timeout_s",
+                "teardown_timeout_s",
+                "stuck_s",
+                "max_restarts",
+                "gateway_host",
+                "gateway_port",
+                "status_port",
+            )
+        ),
+        "environment.sandbox",
     ),
     "what is tolerated, prepared, saved, evaluated and told": (
         "optim.max_skipped_steps",

@@ -21,7 +21,7 @@ from k25_train.checkpoint.files.parts import Part
 from k25_train.checkpoint.files.stored import is_of_torch
 from k25_train.checkpoint.initial_models import names_of
 from k25_train.checkpoint.initial_plan import MASTERS, Source, check_model, plan_of, sources_of
-from k25_train.checkpoint.integrity import verify
+from k25_train.checkpoint.integrity import check_is_checkpoint, verify
 from k25_train.checkpoint.loading import complete, fill, misfits, open_together
 from k25_train.checkpoint.manifest import read_manifest
 from k25_train.checkpoint.pieces import OPTIMIZER_STATE, Piece, pieces
@@ -81,6 +81,7 @@ def origin_of(folder: Place) -> dict[str, str]:
 def _open(text: str, parts: tuple[str, ...], config: Config) -> tuple[Source, list[str]]:
     """A source by its path or URL, and allowed differences of its model. Called by every rank."""
     folder = on_first_rank(lambda: place_of(text))
+    on_first_rank(lambda: _check_is_there(folder, text, config))
     manifest = on_first_rank(lambda: verify(folder))
     differences = on_first_rank(lambda: check_model(folder, config.model, parts))
     if is_of_torch(manifest) and config.checkpoint.verify is Verify.full:
@@ -89,6 +90,16 @@ def _open(text: str, parts: tuple[str, ...], config: Config) -> tuple[Source, li
     settings = config.checkpoint
     gives_state = settings.init_optimizer and text == settings.init_from
     return Source(folder, parts, stored, gives_state=gives_state), differences
+
+
+def _check_is_there(folder: Place, text: str, config: Config) -> None:
+    try:
+        check_is_checkpoint(folder)
+    except CheckpointError as error:
+        key = "init_from" if text == config.checkpoint.init_from else "init_parts"
+        raise CheckpointError(
+            f"checkpoint.{key}: {error}\n  -> name a checkpoint that there is, or train it first"
+        ) from error
 
 
 def _weight_of(piece: Piece) -> str:

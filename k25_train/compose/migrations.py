@@ -187,6 +187,23 @@ _MUON = {
     "exchange_mib": 512,
 }
 
+_MANAGER: Values = {
+    "placement": "in_process", "shards": 1, "max_live": 4096, "max_sandboxes": 8, "kv_low": 0.6,
+    "kv_high": 0.9, "max_turns": 16, "max_observation_tokens": 1024, "tool_timeout_s": 30.0,
+    "rollout_timeout_s": 1800.0, "teardown_timeout_s": 10.0, "stuck_s": 300.0, "max_restarts": 3,
+    "gateway_host": "127.0.0.1", "gateway_port": 0, "status_port": None,
+}  # fmt: skip
+_SANDBOX: Values = {
+    "kind": "bubblewrap", "image": None, "cpus": 1.0, "memory_bytes": 2**30, "disk_bytes": 2**28,
+    "processes": 128, "output_bytes": 2**20, "ttl_s": 7200.0,
+}  # fmt: skip
+
+
+def _tasks_of_one_turn(values: Values) -> object:
+    """Sources whose prompts were as their families made them."""
+    sources = (values.get("environment") or {}).get("tasks") or {}
+    return {name: {"diversify": False, "instructions": 0, "agent": None} for name in sources}
+
 
 def _rates_of_one_rate(values: Values) -> object:
     """Of a device whose kernels all ran at one rate: those of `conf/device/cpu` and `h800`."""
@@ -362,6 +379,12 @@ MIGRATIONS: tuple[tuple[Change, ...], ...] = (
         Fill("rollout", None),
         Fill("environment", None),
         Fill("data.zero_vision", False),
+    ),
+    # 10 to 11. A rollout was one response of an engine, to a prompt as its family made it.
+    (
+        Fill("rollout.manager", _MANAGER),
+        Fill("environment.sandbox", _SANDBOX),
+        Fill("environment.tasks", _tasks_of_one_turn),
     ),
 )
 """[n] -> what brings a configuration of version n to version n + 1, in order."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from k25_train.config.algorithm import AlgorithmConfig, OtherVersions, PolicyForm
+from k25_train.config.basics import DType
 from k25_train.config.environment import EnvironmentConfig
 from k25_train.config.model import ModelConfig, Quantization
 from k25_train.config.rollout import EngineWeights, RolloutConfig
@@ -51,17 +52,23 @@ def whole_responses_have_one_rank(
     return [Problem("algorithm.form", algorithm.form.value, rule, remedy)]
 
 
-def engines_have_the_trainers_experts(rollout: RolloutConfig | None, model: ModelConfig) -> list[Problem]:
-    """Engines sample from rounded experts only if the trainer computes with the same ones."""
-    if rollout is None or rollout.weights is not EngineWeights.int4:
+def engines_have_the_trainers_weights(
+    rollout: RolloutConfig | None, model: ModelConfig, train: TrainConfig
+) -> list[Problem]:
+    """What is rounded on the way to engines, the trainer computes with, too; else ratios would be of two
+    models, and the probe would take the engines' weights for wrong ones."""
+    if rollout is None:
         return []
-    if model.quantization is Quantization.int4_qat:
+    if rollout.weights is EngineWeights.int4 and model.quantization is not Quantization.int4_qat:
+        rule = (
+            f"needs model.quantization={Quantization.int4_qat.value}: the trainer's experts are not rounded"
+        )
+        remedy = f"use model.quantization={Quantization.int4_qat.value}, or rollout.weights=float32"
+    elif rollout.weights is EngineWeights.bf16 and train.dtype is not DType.bfloat16:
+        rule = f"needs train.dtype={DType.bfloat16.value}: the trainer rounds no weights"
+        remedy = "use rollout.weights=float32"
+    else:
         return []
-    rule = (
-        f"needs model.quantization={Quantization.int4_qat.value}: the trainer's experts are not rounded, and "
-        "log-probabilities of the two would differ"
-    )
-    remedy = f"use model.quantization={Quantization.int4_qat.value}, or rollout.weights=bf16"
     return [Problem("rollout.weights", rollout.weights.value, rule, remedy)]
 
 
@@ -111,6 +118,6 @@ RULES: tuple[Callable[..., list[Problem]], ...] = (
     whole_responses_have_one_rank,
     only_phases_are_cut,
     every_step_of_a_phase_trains,
-    engines_have_the_trainers_experts,
+    engines_have_the_trainers_weights,
     rubrics_have_a_judge,
 )

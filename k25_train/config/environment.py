@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from k25_train.config.basics import not_negative
+from k25_train.config.sandbox import SandboxConfig
 from parallel.config import Problem, not_positive
 
 
@@ -23,12 +24,22 @@ class TaskSourceConfig:
     rubrics: dict[str, float] | None = None
     """Set of rubrics -> share of a verified reward that its full score adds (`k25_train/rl/rewards`); null
     for none. The model of `rollout.judge_url` scores them."""
+    diversify: bool = False
+    """Whether prompts, names of tools and formats vary from task to task (`environments/diversify`)."""
+    instructions: int = 0
+    """Most verifiable instructions that are added to a prompt, and checked (`environments/instructions`)."""
+    agent: list[str] | None = None
+    """Command of an agent that acts instead of our loop, through the gateway; null for our loop."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
-        found = not_positive(self, ("num_tasks",)) + not_negative(self, ("weight", "num_heldout"))
+        found = not_positive(self, ("num_tasks",)) + not_negative(
+            self, ("weight", "num_heldout", "instructions")
+        )
         if not self.family.strip():
             found.append(Problem("family", self.family, "must name a family of tasks", "e.g. family: sums"))
+        if self.agent is not None and not self.agent:
+            found.append(Problem("agent", [], "must be a command", "e.g. [mini], or null for our loop"))
         found += [
             Problem("rubrics", {name: bonus}, "must be positive", "e.g. 0.2, or leave the set out")
             for name, bonus in (self.rubrics or {}).items()
@@ -45,10 +56,13 @@ class EnvironmentConfig:
     """Name -> source of tasks."""
     epochs: int
     """How many times every task is trained on at most; the run ends before a task would be used again."""
+    sandbox: SandboxConfig
+    """In what agents and tests run, and what one sandbox may take."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
         found = not_positive(self, ("epochs",))
+        found += [problem.under("sandbox") for problem in self.sandbox.problems()]
         for name, source in self.tasks.items():
             found += [problem.under(f"tasks.{name}") for problem in source.problems()]
         if not any(source.weight for source in self.tasks.values()):

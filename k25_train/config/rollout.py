@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from k25_train.config.basics import not_negative
+from k25_train.config.rollout_manager import ManagerConfig
 from parallel.config import Problem, not_positive
 
 
@@ -30,16 +31,15 @@ class Transport(Enum):
 
 
 class EngineWeights(Enum):
-    """Number format of the weights that engines get. What rounds them (bf16, int4) is for
-    `train.dtype=bfloat16`: engines of a float32 trainer would compute with other weights, which the probe
-    takes for wrong ones. With `model.quantization=int4_qat` float32 has the values of the codes."""
+    """Number format of the weights that engines get. The engine in process computes in `train.dtype`."""
 
     float32 = "float32"
-    """As a float32 run has them: nothing is rounded."""
+    """As a float32 run computes with them: nothing is rounded, and with `model.quantization=int4_qat` experts
+    have the values of their codes."""
     bf16 = "bf16"
-    """bfloat16."""
+    """bfloat16, as a bfloat16 run computes."""
     int4 = "int4"
-    """The release: routed experts in INT4, by the rule that they are trained with."""
+    """Routed experts in INT4, by the rule that they are trained with, and all else in `train.dtype`."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,9 +51,7 @@ class RolloutConfig:
     urls: list[str]
     """Base URLs of the servers; none for the engine in process."""
     weights: EngineWeights
-    """Number format of the weights that engines get. What rounds them (bf16, int4) is for
-    `train.dtype=bfloat16`: engines of a float32 trainer would compute with other weights, which the probe
-    takes for wrong ones. With `model.quantization=int4_qat` float32 has the values of the codes."""
+    """Number format of the weights that engines get. The engine in process computes in `train.dtype`."""
     transport: Transport
     """How they get there."""
     max_prompt_tokens: int
@@ -86,10 +84,12 @@ class RolloutConfig:
     """Sequences whose log-probabilities are compared with the trainer's after every push."""
     probe_tolerance: float
     """Largest difference of a log-probability of the probe, in nats; beyond it the engine is fenced off.
-    float32 on both sides keeps 1e-4; bfloat16 differs by whole nats where a router chooses otherwise, so
-    that a run in it needs what its own first pushes show."""
+    float32 keeps 1e-4. In bfloat16 tokens that the model finds improbable differ by whole nats where a router
+    chooses otherwise (3 on the tiny model), so a run in it needs what its own first pushes show."""
     eval_tasks: int
     """Held-out tasks of one evaluation, each answered once."""
+    manager: ManagerConfig
+    """How many rollouts live at once, where, and how long each phase may take."""
 
     def problems(self) -> list[Problem]:
         """Every rule of this section that is broken."""
@@ -116,6 +116,7 @@ class RolloutConfig:
             for url in self.urls
             if not url.startswith(("http://", "https://"))
         ]
+        found += [problem.under("manager") for problem in self.manager.problems()]
         return found + self._problems_of_judge()
 
     def _problems_of_judge(self) -> list[Problem]:

@@ -19,6 +19,6 @@ def make_family(name: str, options: Mapping[str, str] | None) -> Family[Any]:
     """The family of that name. Raises ConfigError for a name that is not known, and for its options."""
     if name not in FAMILIES:
         raise ConfigError(
-            f"environment.tasks: no family of tasks is called {name!r}\n  -> use one of {', '.join(FAMILIES)}"
+            f"family={name}: there is no such family of tasks\n  -> use one of {', '.join(FAMILIES)}"
         )
     return FAMILIES[name](options or {})

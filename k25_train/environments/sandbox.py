@@ -16,35 +16,13 @@ import contextlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 from k25_train.environments import cgroups
 from k25_train.environments.bubblewrap import Limits, bubblewrap, exit_status, in_memory, launcher
+from k25_train.environments.sandboxes.base import Ending, Finished
 from k25_train.errors import MachineError
 
 _KILLED = 128 + 9
-
-
-class Ending(StrEnum):
-    """How a run ended."""
-
-    EXITED = "exited"
-    """By itself, with whatever status."""
-    OUT_OF_TIME = "out of time"
-    OUT_OF_MEMORY = "out of memory"
-    TOO_MUCH_OUTPUT = "too much output"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """What became of a run."""
-
-    ending: Ending
-    status: int
-    """Exit status, 128 and the signal's number for one that was killed."""
-    stdout: bytes
-    stderr: bytes
 
 
 class Sandbox:

@@ -17,10 +17,13 @@ well, and takes defaults of the real size for what it does not find. Found in tr
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from k25_train.config.model import ModelConfig, RopeConfig
 from k25_train.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from k25_train.data.tokenizer import Tokenizer
 
 ARCHITECTURE = "KimiK25ForConditionalGeneration"
 VIDEO_PLACEHOLDER = "<|kimi_k25_video_placeholder|>"
@@ -45,6 +48,19 @@ class SpecialIds:
     media_pad: int
     turn_end: int | None
     """`<|im_end|>`; None for a vocabulary without conversations."""
+
+    @classmethod
+    def of(cls, tokenizer: "Tokenizer") -> "SpecialIds":
+        """Those of a vocabulary."""
+        return cls(
+            bos=tokenizer.bos,
+            eos=tokenizer.eos,
+            pad=tokenizer.pad,
+            media_begin=tokenizer.media_begin,
+            media_end=tokenizer.media_end,
+            media_pad=tokenizer.media_pad,
+            turn_end=tokenizer.chat_ids.get("<|im_end|>"),
+        )
 
 
 def config_json(

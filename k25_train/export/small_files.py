@@ -182,15 +182,7 @@ def _ids_of(tokenizer: Tokenizer | None, model: ModelConfig) -> SpecialIds:
                 "vocabulary with --tokenizer FILE, or a released folder of the same model with --like DIR"
             )
         return _kimi_ids()
-    return SpecialIds(
-        bos=tokenizer.bos,
-        eos=tokenizer.eos,
-        pad=tokenizer.pad,
-        media_begin=tokenizer.media_begin,
-        media_end=tokenizer.media_end,
-        media_pad=tokenizer.media_pad,
-        turn_end=tokenizer.chat_ids.get("<|im_end|>"),
-    )
+    return SpecialIds.of(tokenizer)
 
 
 def _kimi_ids() -> SpecialIds:

@@ -143,9 +143,17 @@ def _finish(axes: Axes, panel: Panel) -> None:
         axes.set_ylim(-0.03, 1.05)
     style(axes, panel.title)
     axes.set_ylabel("")
-    if panel.is_logarithmic and axes.get_legend_handles_labels()[0]:
-        # Between the mean and the largest there is room.
-        axes.legend(frameon=False, labelcolor=TEXT_COLOR, loc="center left", bbox_to_anchor=(0, 0.4))
+    if axes.get_legend_handles_labels()[0]:
+        # Between the mean and the largest there is room. On the bands, their own colour would not be seen.
+        where = (0.0, 0.4) if panel.is_logarithmic else None
+        axes.legend(
+            labelcolor=TEXT_COLOR,
+            facecolor="white",
+            edgecolor="none",
+            framealpha=0.9,
+            loc="center left" if where else "best",
+            bbox_to_anchor=where,
+        )
 
 
 def _line(

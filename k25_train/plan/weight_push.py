@@ -45,8 +45,6 @@ class PublishedPush:
     """Model, format and machines."""
     num_bytes: float
     """Bytes of the weights."""
-    num_gpus: int
-    """GPUs that received them."""
     is_one_node: bool
     """Whether these were of one node."""
     seconds: float
@@ -54,7 +52,7 @@ class PublishedPush:
 
 
 PUBLISHED = tuple(
-    PublishedPush(what=what, num_bytes=size * GB, num_gpus=gpus, is_one_node=gpus <= 8, seconds=seconds)
+    PublishedPush(what=what, num_bytes=size * GB, is_one_node=gpus <= 8, seconds=seconds)
     for what, size, gpus, seconds in (
         ("GLM-4.5-Air BF16, 8 H800", 221, 8, 3.47),
         ("Qwen3-235B BF16, 8 H800", 470, 8, 6.22),

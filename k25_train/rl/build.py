@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from k25_train.checkpoint.agreement import on_first_rank
-from k25_train.config.rollout import EngineKind, EngineWeights
+from k25_train.config.rollout import EngineKind
 from k25_train.config.schema import Config
 from k25_train.data.open_sources import tokenizer_path
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.export.hf_config import SpecialIds
 from k25_train.metrics.report import Report
+from k25_train.model.megatron_config import TORCH_DTYPE
 from k25_train.rl.event_loop import EventLoop
 from k25_train.rl.loop import Reinforcement
 from k25_train.rl.probe import Probe
@@ -76,7 +77,12 @@ async def _furnish(config: Config, device: torch.device) -> Parts:
         opened.push_async_callback(rubrics.close)
         workers = min(MOST_WORKERS, os.cpu_count() or 1)
         judges = open_judges(
-            rollout.judge_timeout_s, workers, rubrics=rubrics.checks, recipes=rubrics.recipes
+            rollout.judge_timeout_s,
+            workers,
+            # As many as the model that judges is asked for at once.
+            places=rollout.max_running if rubrics.checks else workers,
+            rubrics=rubrics.checks,
+            recipes=rubrics.recipes,
         )
         opened.push_async_callback(judges.close)
         await asyncio.to_thread(lambda: judges.check(tasks.sampled(CHECKED_TASKS)))
@@ -101,14 +107,13 @@ async def open_engines(config: Config, tokenizer: Tokenizer, device: torch.devic
         # transformers takes seconds.
         from k25_train.rollout.engines.in_process.engine import InProcessEngine
 
-        is_float32 = rollout.weights is EngineWeights.float32
         return [
             InProcessEngine(
                 config.model,
-                ids=special_ids(tokenizer),
+                ids=SpecialIds.of(tokenizer),
                 max_running=rollout.max_running,
                 device=device,
-                dtype=torch.float32 if is_float32 else torch.bfloat16,
+                dtype=TORCH_DTYPE[config.train.dtype],
                 threads=rollout.threads,
             )
         ]
@@ -116,19 +121,6 @@ async def open_engines(config: Config, tokenizer: Tokenizer, device: torch.devic
         vocab_size=config.model.vocab_size, media_pad=tokenizer.media_pad, vision=config.model.vision
     )
     return await connect_engines(rollout, model)
-
-
-def special_ids(tokenizer: Tokenizer) -> SpecialIds:
-    """Ids that a model's configuration names."""
-    return SpecialIds(
-        bos=tokenizer.bos,
-        eos=tokenizer.eos,
-        pad=tokenizer.pad,
-        media_begin=tokenizer.media_begin,
-        media_end=tokenizer.media_end,
-        media_pad=tokenizer.media_pad,
-        turn_end=tokenizer.chat_ids.get("<|im_end|>"),
-    )
 
 
 def _no_engines(call: Awaitable[Any]) -> Any:

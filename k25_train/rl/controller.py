@@ -23,13 +23,14 @@ from k25_train.config.algorithm import AlgorithmConfig
 from k25_train.environments.base import Task
 from k25_train.errors import RolloutError
 from k25_train.rl.counts import Counts
-from k25_train.rl.responding import Responder, Round
+from k25_train.rl.responding import Responder
 from k25_train.rl.tasks import TaskOrder
 from k25_train.rl.toggle import Toggle
 from k25_train.rollout.engines.pool import EnginePool
 from k25_train.rollout.journal import Journal
 from k25_train.rollout.journal_state import admitted, extended, grouped, judged
 from k25_train.rollout.trajectory import Group, Response
+from k25_train.rollout.work import Round
 
 ROUNDS = 2**16
 """Most rounds of a phase: what tells the round of one phase from that of another."""

@@ -18,8 +18,8 @@ from k25_train.config.environment import EnvironmentConfig
 from k25_train.entry import run_command
 from k25_train.environments.base import Task
 from k25_train.environments.family import Demonstration, Split
-from k25_train.environments.registry import make_family
 from k25_train.errors import ConfigError
+from k25_train.rl.tasks import family_of
 
 
 def main() -> None:
@@ -37,8 +37,8 @@ def conversation(task: Task, shown: Demonstration) -> dict[str, Any]:
 
 def conversations(config: EnvironmentConfig) -> Iterator[dict[str, Any]]:
     """One for each training task of all sources. Raises ConfigError for families and options."""
-    for source in config.tasks.values():
-        family = make_family(source.family, source.options)
+    for name, source in config.tasks.items():
+        family = family_of(name, source)
         for number in range(source.num_tasks):
             yield conversation(family.task(Split.TRAIN, number), family.demonstration(Split.TRAIN, number))
 

@@ -155,12 +155,14 @@ class Probe:
             if is_flip(are_apart, have_images):
                 flipped += int(are_apart.sum())
                 continue
+            is_first = not np.isfinite(self._before).all()
+            than_before = "" if is_first else f", and up to {float(before.max()):.2g} from the push before"
             self._pool.fence(
                 name,
                 f"its log-probabilities of the probe are up to {float(gap.max()):.2g} nats from the "
-                f"trainer's, rollout.probe_tolerance={self._tolerance:g} is allowed, and up to "
-                f"{float(before.max()):.2g} from those of the push before; in {int(are_apart.sum())} of "
-                f"{len(self._lengths)} sequences it has other weights, or other arithmetic",
+                f"trainer's, rollout.probe_tolerance={self._tolerance:g} is allowed{than_before}; in "
+                f"{int(are_apart.sum())} of {len(self._lengths)} sequences it has other weights, or other "
+                "arithmetic",
             )
         every = np.concatenate([np.zeros(0), *gaps.values()])
         mean, largest = (float(every.mean()) if len(every) else 0.0), float(every.max(initial=0.0))

@@ -7,21 +7,20 @@ with the task's name. Nothing is made up: no reward stands for a verdict that th
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from k25_train.config.rollout import RolloutConfig
 from k25_train.environments import base
-from k25_train.environments.base import Status, Task, Verdict, failed, unscored
+from k25_train.environments.base import Status, Task, Verdict, unscored
 from k25_train.errors import K25Error, RolloutError
 from k25_train.rl.answers import wrong_with
 from k25_train.rl.counts import Counts
 from k25_train.rollout.engines.base import EngineError, FinishReason, Generated, Request, Sampling
 from k25_train.rollout.engines.pool import EnginePool
 from k25_train.rollout.prompts import Prompts
-from k25_train.rollout.tool_calls import malformed_call
 from k25_train.rollout.trajectory import Response, Segment
+from k25_train.rollout.work import Round
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 5.0
 """Between tries, doubled each time: an engine that starts again gets a little while. Our choice."""
@@ -32,16 +31,6 @@ class Judging(Protocol):
 
     async def judge(self, task: Task, response: base.Response) -> Verdict:
         """The verdict of the task's judge."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """How far a response may get now."""
-
-    number: int
-    """Of the round, over the run."""
-    cap: int | None = None
-    """Tokens that a response may get in it; None for all it may have."""
 
 
 class Responder:
@@ -95,8 +84,6 @@ class Responder:
         """
         text = self._prompts.decode(response.token_ids)
         ended = response.finish_reason is FinishReason.stop
-        if verdict := self._without_judge(text, response, ended=ended):
-            return verdict
         whole = base.Response(text=text, num_tokens=len(response.token_ids), ended=ended)
         with self._counts.during("judge"):
             return await self._tried(
@@ -164,14 +151,6 @@ class Responder:
         if verdict.status is Status.UNSCORED:
             raise _AttemptError(verdict.kind.replace(" ", "_"), verdict.reason)
         return verdict
-
-    def _without_judge(self, text: str, response: Response, *, ended: bool) -> Verdict | None:
-        """What needs no judge to be seen."""
-        if len(response.token_ids) == ended:
-            return failed("empty: the response has no token before the one that ends it")
-        if ended and (wrong := malformed_call(text)):
-            return failed(f"malformed_call: {wrong}")
-        return None
 
     async def _tried[T](self, what: str, call: Callable[[], Awaitable[T]]) -> T:
         """What a call returns once it succeeds; `RolloutError` with all reasons after so many tries."""

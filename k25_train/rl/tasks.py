@@ -10,6 +10,7 @@ admitted, which the journal knows, and a billion tasks take no memory.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,15 @@ class _Source:
         return replace(task, judge=with_rubrics(task.judge, self.name))
 
 
+def family_of(name: str, source: TaskSourceConfig) -> Family[Any]:
+    """The family of `environment.tasks.NAME`. Raises `ConfigError` for one that there is not, and for its
+    options."""
+    try:
+        return make_family(source.family, source.options)
+    except ConfigError as error:
+        raise ConfigError(f"environment.tasks.{name}: {error}") from error
+
+
 class TaskOrder:
     """The order of all tasks of a run, and those that are held out."""
 
@@ -61,7 +71,7 @@ class TaskOrder:
         self._epochs = config.epochs
         used = {name: source for name, source in config.tasks.items() if source.weight}
         self._sources = [
-            _Source(name=name, config=source, family=make_family(source.family, source.options))
+            _Source(name=name, config=source, family=family_of(name, source))
             for name, source in sorted(used.items())
         ]
         self._pattern = _pattern([source.config.weight for source in self._sources])

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from k25_train.config.basics import DType
 from k25_train.config.rollout import EngineWeights
 from k25_train.export.listing import Contents, ReleasedTensor, WeightFormat, released_tensors
 from k25_train.rl.transports.base import Way
@@ -64,5 +65,8 @@ class WeightSync:
 def tensors_of(run: Run, weights: WeightFormat) -> Iterator[ReleasedTensor]:
     """What is pushed, in the order of the release."""
     contents = Contents.all if run.config.model.has_vision else Contents.text
+    is_float32 = run.config.train.dtype is DType.float32 and weights is not WeightFormat.bf16
     for tensor in released_tensors(run.config.model, contents):
-        yield replace(tensor, dtype="float32") if weights is WeightFormat.float32 else tensor
+        # Experts are packed from bfloat16; all else stays what the trainer computes with.
+        is_packed = tensor.is_expert and weights is WeightFormat.int4
+        yield replace(tensor, dtype="float32") if is_float32 and not is_packed else tensor

@@ -50,6 +50,17 @@ REINFORCEMENT_BREAKS: dict[str, Callable[[Legal], Broken]] = {
     ),
     "epochs": broken("environment.epochs", [0, -1], "must be positive"),
     "no family": broken("environment.tasks.sums.family", ["' '"], "must name a family"),
+    "agent without a command": broken("environment.tasks.sums.agent", [[]], "must be a command"),
+    "shards of one loop": broken("rollout.manager.shards", [2, 16], "must be 1 with"),
+    "cache thresholds": broken("rollout.manager.kv_low", [0, 0.95], "must be above 0 and below"),
+    "gateway port": broken("rollout.manager.gateway_port", [70_000], "must be a port"),
+    "status port": broken("rollout.manager.status_port", [0, -1], "must be a port, or null"),
+    "gateway address": broken("rollout.manager.gateway_host", ["' '"], "must be an address"),
+    "sandbox without an image": broken(
+        "environment.sandbox.image", [None, "' '"], "must name the image",
+        environment__sandbox__kind="container",
+    ),
+    "image of this machine": broken("environment.sandbox.image", ["python:3.12"], "must be null with"),
     "bonus": broken(
         "environment.tasks.sums.rubrics", [{"helpfulness": 0}, {"helpfulness": -0.5}], "must be positive"
     ),

@@ -34,7 +34,7 @@ def probed_pushes(context: RankContext, arguments: Sequence[str]) -> ProbedPushe
 
     from k25_train.data.tokenizer import load_tokenizer
     from k25_train.data.trajectories.source import TrajectorySource
-    from k25_train.rl.build import special_ids
+    from k25_train.export.hf_config import SpecialIds
     from k25_train.rl.probe import Probe
     from k25_train.rl.transports.gathered import GatheredWay
     from k25_train.rl.transports.in_memory import InMemory
@@ -46,7 +46,12 @@ def probed_pushes(context: RankContext, arguments: Sequence[str]) -> ProbedPushe
     run = start_run_on(context, arguments, TrajectorySource)
     words = load_tokenizer(f"{run.config.data.dir}/tokenizer.json")
     engine: Any = InProcessEngine(
-        run.config.model, ids=special_ids(words), max_running=4, device="cpu", dtype=torch.float32, threads=0
+        run.config.model,
+        ids=SpecialIds.of(words),
+        max_running=4,
+        device="cpu",
+        dtype=torch.float32,
+        threads=0,
     )
     pool = EnginePool.of([engine], timeout_s=60)
     sync = WeightSync(run, run.config.rollout.weights, GatheredWay(InMemory(), pool, asyncio.run))

@@ -22,6 +22,7 @@ from k25_train.rollout.engines.pool import EnginePool
 from k25_train.rollout.journal import Journal
 from k25_train.rollout.journal_state import consumed
 from k25_train.rollout.trajectory import Group
+from tests.helpers.rollout_sections import manager_section, sandbox_section
 from tests.helpers.scripted_engine import ScriptedEngine
 
 STOP, FORBIDDEN = 250, 251
@@ -64,7 +65,7 @@ def rollout_config(**changes: Any) -> RolloutConfig:
         "eval_tasks": 4, "judge_url": None, "judge_model": None, "judge_version": None,
         "judge_max_tokens": 64,
     }  # fmt: skip
-    return RolloutConfig(**values | changes)
+    return RolloutConfig(**{"manager": manager_section()} | values | changes)
 
 
 class PlainPrompts:
@@ -119,7 +120,9 @@ class Rollouts:
             self.pool = EnginePool.of([self.engine], self.rollout.update_timeout_s)
             self.counts, self.notices = Counts(), list[str]()
             source = TaskSourceConfig(family="sums", num_tasks=self.num_tasks, rubrics=self.rubrics)
-            self.tasks = TaskOrder(EnvironmentConfig(tasks={"sums": source}, epochs=10), seed=5)
+            self.tasks = TaskOrder(
+                EnvironmentConfig(tasks={"sums": source}, epochs=10, sandbox=sandbox_section()), seed=5
+            )
             self.journal = Journal(self.folder, notice=self.notices.append)
             self.responder = Responder(
                 self.rollout,

@@ -28,7 +28,7 @@ LAYOUTS = {
     "pp vpp ep": (layout(pp=2, vpp=2, ep=2, dp=2), "dep.mode=decoupled", "rollout.weights=float32"),
     "cp": (layout(cp=2), "dep.mode=coupled", "rollout.weights=int4", INT4),
     "pp cp": (layout(pp=2, cp=2), "dep.mode=decoupled", "rollout.weights=int4", INT4),
-    "dp ep": (layout(dp=2, ep=2), "dep.mode=decoupled", "rollout.weights=bf16"),
+    "dp ep": (layout(dp=2, ep=2), "dep.mode=decoupled", "rollout.weights=bf16", "train.dtype=bfloat16"),
     "experts rounded": (layout(dp=2, ep=2), "dep.mode=coupled", "rollout.weights=float32", INT4),
 }
 
@@ -48,7 +48,7 @@ def push_checkpoint(
     run = start_run(context, arguments)
     engines = [RecordingEngine("first"), RecordingEngine("second", fails_at=1)]
     pool = EnginePool.of(engines, timeout_s=60) if run.is_main else None  # type: ignore[arg-type]
-    made = InMemory() if transport == "in_memory" else SharedMemory(shard_bytes=2**16)
+    made = InMemory() if transport == "in_memory" else SharedMemory(file_bytes=2**16)
     way = GatheredWay(made, pool, asyncio.run)  # type: ignore[arg-type]
     sync = WeightSync(run, run.config.rollout.weights, way)
     with run.data, run.claim:
@@ -76,6 +76,8 @@ def expected(checkpoint: Path, arguments: Sequence[str]) -> Digests:
     tensors = list(released_tensors(config.model))
     if config.rollout.weights is EngineWeights.float32:
         tensors = [replace(tensor, dtype="float32") for tensor in tensors]
+    if config.rollout.weights is EngineWeights.int4:
+        tensors = [each if each.is_expert else replace(each, dtype="float32") for each in tensors]
     stream = stored_tensors(StoredCheckpoint.open(checkpoint), tensors)
     if config.rollout.weights is not EngineWeights.int4:
         stream = as_computed(stream, tensors, config.model.quantization)

@@ -111,6 +111,8 @@ class Judges:
 def open_judges(
     timeout_s: float,
     num_workers: int,
+    *,
+    places: int,
     limits: Limits = LIMITS,
     rubrics: Mapping[str, RubricCheck] | None = None,
     recipes: Mapping[str, Recipe] | None = None,
@@ -120,8 +122,8 @@ def open_judges(
 
     Args:
         timeout_s: seconds for one verdict.
-        num_workers: responses that are judged at once, and so processes that apply rules: more where rubrics
-            wait for an engine.
+        num_workers: processes that apply rules.
+        places: responses that are judged at once: more than workers where rubrics wait for a server.
         limits: of each sandbox.
         rubrics: rubric sets that recipes may name.
         recipes: further judges by name.
@@ -138,7 +140,7 @@ def open_judges(
     judges = [_composite(name, recipe, checks, rubrics or {}) for name, recipe in all_recipes.items()]
     needs = {name: sandbox for name, recipe in all_recipes.items() if UNIT_TESTS in recipe.rules}
     rules = {name: recipe.rules for name, recipe in all_recipes.items()}
-    return Judges([*judges, *others], timeout_s, num_workers, workers, needs, rules)
+    return Judges([*judges, *others], timeout_s, places, workers, needs, rules)
 
 
 def _composite(

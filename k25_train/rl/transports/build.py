@@ -44,17 +44,9 @@ def build_way(config: Config, topology: Topology, pool: EnginePool | None, wait:
         url = rollout.urls[topology.rank * len(rollout.urls) // topology.world_size]
         ask = ask_vllm(url, rollout.update_timeout_s)
         return CheckpointEngineWay(parameter_server(), ask, pool, wait)
-    workers = [topology.world_size // len(rollout.urls)] * len(rollout.urls)
-    address, port = socket.gethostname(), _free_port()
-    sender = vllm_sender(rollout.urls, workers, address, port, rollout.update_timeout_s)
+    sender = vllm_sender(rollout.urls, socket.gethostname(), rollout.update_timeout_s)
     return NcclWay(pool, wait, StreamSource(topology.device), sender)
 
 
 def _files_or_tensors(rollout: RolloutConfig) -> WeightTransport:
     return InMemory() if rollout.engine is EngineKind.in_process else SharedMemory()
-
-
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("", 0))
-        return int(listening.getsockname()[1])

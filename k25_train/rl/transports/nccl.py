@@ -10,12 +10,15 @@ staged: all of them are paused before the first byte, and none goes on before th
 Not run: there was no GPU. Its order of calls is tested with a sender that takes notes.
 """
 
+import json
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any, Protocol
+from urllib.request import urlopen
 
 import torch
 from torch import Tensor
@@ -26,6 +29,7 @@ from k25_train.export.listing import DTYPE_BYTES
 from k25_train.export.stream import TORCH_DTYPES
 from k25_train.rl.transports.base import Waiting
 from k25_train.rl.transports.stream import PushedStream
+from k25_train.rollout.engines.base import EngineError
 from k25_train.rollout.engines.pool import EnginePool
 
 
@@ -141,24 +145,21 @@ class NcclWay:
     def _send(self, stream: PushedStream, version: int) -> None:
         if self._pool is None:
             raise ConfigError("the first rank has no engines to push weights to")
-        if self._sender is None:
-            self._sender = self._open_sender(self._source)
         try:
+            if self._sender is None:
+                self._sender = self._open_sender(self._source)
             self._wait(self._pool.update_by(self._sender.send_weights, version))
         finally:
+            # Other ranks wait to send, whatever has failed here.
             stream.drain()
 
 
-def vllm_sender(
-    urls: Sequence[str], workers: Sequence[int], address: str, port: int, timeout_s: float
-) -> Callable[[StreamSource], Sender]:
+def vllm_sender(urls: Sequence[str], address: str, timeout_s: float) -> Callable[[StreamSource], Sender]:
     """What joins the group of vLLM's workers, with this process as rank 0.
 
     Args:
-        urls: of the servers.
-        workers: of each server: its tensor times data parallel size.
+        urls: of the servers, which say how many workers they have.
         address: of this node, as servers reach it.
-        port: free on this node.
         timeout_s: of each call of a server.
 
     Raises `ConfigError` if vLLM is not installed next to the trainer.
@@ -179,9 +180,28 @@ def vllm_sender(
                 "use rollout.transport=shared_memory with engines on the first rank's node"
             ) from error
         clients = [HTTPVLLMWeightSyncClient(url, timeout_s) for url in urls]
+        workers = [num_workers(url, timeout_s) for url in urls]
         info = NCCLTrainerInitInfo(
-            master_address=address, master_port=port, world_size=1 + sum(workers), rank=0
+            master_address=address, master_port=_free_port(), world_size=1 + sum(workers), rank=0
         )
         return NCCLTrainerWeightTransferEngine.trainer_init(info, client=Fan(clients, workers), source=source)
 
     return open_sender
+
+
+def num_workers(url: str, timeout_s: float) -> int:
+    """Workers of a vLLM server, over its tensor, pipeline and data parallel sizes. Raises `EngineError`."""
+    try:
+        with urlopen(f"{url.rstrip('/')}/get_world_size", timeout=timeout_s) as answer:
+            return int(json.load(answer)["world_size"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise EngineError(
+            f"{url}: does not say how many workers it has ({error})\n  -> start it with "
+            "VLLM_SERVER_DEV_MODE=1, as `python -m k25_train.rollout serve` does"
+        ) from error
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("", 0))
+        return int(listening.getsockname()[1])

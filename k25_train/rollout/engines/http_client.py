@@ -6,7 +6,7 @@ so that a pause or an update never queues behind thousands of responses.
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -70,6 +70,23 @@ class HttpClient:
     async def post_unlimited(self, path: str, body: Mapping[str, Any], *, subject: str) -> Any:
         """As `post`, but the caller has the time limit."""
         return self._json(subject, await self._tried("POST", path, body, subject))
+
+    def parsed[T](self, subject: str, answer: Any, parse: Callable[[Any], T], kind: str, remedy: str) -> T:
+        """What `parse` makes of an answer.
+
+        Raises `EngineError` if it raises LookupError, TypeError, ValueError or AttributeError: the answer is
+        not of the form of that kind of server.
+        """
+        try:
+            return parse(answer)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise self.faults.error(
+                FaultKind.malformed,
+                subject,
+                f"not of {kind}'s form ({type(error).__name__}: {error}): "
+                f"{self.faults.quoted(json.dumps(answer))}",
+                remedy,
+            ) from error
 
     def too_late(self, subject: str, seconds: float) -> Exception:
         """The error for a request without an answer."""

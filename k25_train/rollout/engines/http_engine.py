@@ -146,7 +146,7 @@ class HttpEngine:
         until the commit."""
         self._drop_staged()
         is_ours = not isinstance(tensors, Path)
-        folder = tensors if isinstance(tensors, Path) else await write_folder(tensors, f"step-{version}")
+        folder = tensors if isinstance(tensors, Path) else await write_folder(tensors)
         if not any(folder.glob("*.safetensors")):
             raise self._faults.error(
                 FaultKind.weights,

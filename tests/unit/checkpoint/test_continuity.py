@@ -134,7 +134,7 @@ def test_every_key_is_fixed_or_may_change_for_a_reason() -> None:
         for more in ((), reinforced)
         for key, _ in leaves(yaml.safe_load(to_yaml(compose([*BASE, late, *more]))))
         # Sections that a run without reinforcement learning does not have.
-        if key not in (VERSION_KEY, "algorithm", "rollout")
+        if key not in (VERSION_KEY, "algorithm", "rollout", "environment")
     }
     free = [name for names in MAY_CHANGE.values() for name in names]
     places = {key: [name for name in (*SAME_RUN, *free) if covers(name, key)] for key in sorted(keys)}

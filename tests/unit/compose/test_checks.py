@@ -135,6 +135,7 @@ BROKEN_ACROSS = [
         "needs parallelism.cp=1",
     ),
     (f"{RL} rollout.weights=int4", "rollout.weights=int4", "needs model.quantization=int4_qat"),
+    (f"{RL} rollout.weights=bf16", "rollout.weights=bf16", "needs train.dtype=bfloat16"),
     ("parallelism.pp=3", "parallelism.pp=3", "must divide the 4 ranks (nodes 1 x 4)"),
     ("parallelism.vpp=4", "parallelism.pp=2", "cuts 5 layers into pp x vpp = 8 chunks"),
     ("parallelism.layout='Et|t|t|tL'", "parallelism.layout=Et|t|t|tL", "it has 4 layers"),

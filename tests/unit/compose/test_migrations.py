@@ -105,6 +105,11 @@ FILLED: dict[str, dict[str, Any]] = {
         "model.quantization": "none",
         "data.zero_vision": False,
     },
+    "responses_of_one_turn": {
+        "rollout.manager.placement": "in_process",
+        "rollout.manager.max_turns": 16,
+        "environment.sandbox.kind": "bubblewrap",
+    },
 }
 """Sample -> some of the keys that it lacks, with what the code that wrote it did."""
 RENAMED = {"name": ("language_model", "name"), "warmup_steps": ("warmup",), "decay_steps": ("decay",)}

@@ -113,6 +113,8 @@ WITH_FORMS = (
     "parallelism.",
     "checkpoint.local_interval",
     "train.tokens",
+    "rollout.",
+    "environment.",
     "cluster.fabric.",
     "cluster.gpu.",
     "cluster.kubernetes.",

@@ -14,7 +14,8 @@ import pytest
 
 from k25_train.environments import cgroups
 from k25_train.environments.bubblewrap import Limits
-from k25_train.environments.sandbox import Ending, Finished, open_sandbox
+from k25_train.environments.sandbox import open_sandbox
+from k25_train.environments.sandboxes.base import Ending, Finished
 from k25_train.errors import MachineError
 from tests.helpers.project_sources import REPO
 from tests.helpers.sandboxes import LIMITS, PYTHON, needs_bubblewrap

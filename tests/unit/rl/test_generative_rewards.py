@@ -25,6 +25,7 @@ from k25_train.rollout.engines.vllm.wire import GENERATE
 from k25_train.rollout.trajectory import Group
 from tests.helpers.bad_engine import BadEngine
 from tests.helpers.engine_subjects import serving
+from tests.helpers.rollout_sections import sandbox_section
 from tests.helpers.scripted_rollouts import PlainPrompts, Rollouts, rollout_config
 from tests.helpers.tiny_shards import tiny_vision_config
 
@@ -81,7 +82,7 @@ def judging_server(folder: Path) -> BadEngine:
 
 def environment(rubrics: dict[str, float] | None, weight: float = 1.0) -> EnvironmentConfig:
     source = TaskSourceConfig(family="sums", num_tasks=50, rubrics=rubrics, weight=weight)
-    return EnvironmentConfig(tasks={"sums": source}, epochs=10)
+    return EnvironmentConfig(tasks={"sums": source}, epochs=10, sandbox=sandbox_section())
 
 
 def judged_by(folder: Path, **changes: Any) -> RolloutConfig:
@@ -103,7 +104,9 @@ def judged_groups(rollouts: Rollouts, server: BadEngine) -> list[Group]:
         async with serving(server.app()) as url, asyncio.timeout(120):
             rollout = replace(rollouts.rollout, judge_url=url)
             rubrics = await open_rubrics(rollout, environment(rollouts.rubrics), tiny_vision_config())
-            judges = open_judges(rollout.judge_timeout_s, 1, rubrics=rubrics.checks, recipes=rubrics.recipes)
+            judges = open_judges(
+                rollout.judge_timeout_s, 1, places=8, rubrics=rubrics.checks, recipes=rubrics.recipes
+            )
             judges.check(rollouts.tasks.sampled(4))
             rollouts.responder._judges = judges
             mended = asyncio.create_task(mend(server))

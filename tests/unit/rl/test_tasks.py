@@ -5,6 +5,7 @@ import pytest
 from k25_train.config.environment import EnvironmentConfig, TaskSourceConfig
 from k25_train.errors import ConfigError, RolloutError
 from k25_train.rl.tasks import TaskOrder
+from tests.helpers.rollout_sections import sandbox_section
 
 
 def order(seed: int = 3, epochs: int = 2, **sources: tuple[int, float]) -> TaskOrder:
@@ -12,7 +13,7 @@ def order(seed: int = 3, epochs: int = 2, **sources: tuple[int, float]) -> TaskO
         name: TaskSourceConfig(family="sums", num_tasks=tasks, weight=weight, num_heldout=5)
         for name, (tasks, weight) in sources.items()
     }
-    return TaskOrder(EnvironmentConfig(tasks=made, epochs=epochs), seed)
+    return TaskOrder(EnvironmentConfig(tasks=made, epochs=epochs, sandbox=sandbox_section()), seed)
 
 
 def test_every_task_comes_once_an_epoch_in_another_order() -> None:
@@ -35,7 +36,7 @@ def test_a_sample_is_spread_over_both_parts_of_every_source() -> None:
 
 def test_tasks_with_rubrics_have_the_judge_of_both_wherever_they_come_from() -> None:
     source = TaskSourceConfig(family="sums", num_tasks=4, num_heldout=2, rubrics={"helpfulness": 0.2})
-    tasks = TaskOrder(EnvironmentConfig(tasks={"mine": source}, epochs=1), 3)
+    tasks = TaskOrder(EnvironmentConfig(tasks={"mine": source}, epochs=1, sandbox=sandbox_section()), 3)
     found = [
         tasks.draw(0).task, tasks.numbered(1), *tasks.heldout(2), *tasks.probes(1), *tasks.sampled(2)
     ]  # fmt: skip

@@ -49,6 +49,8 @@ FINISH_REASONS = {
 }
 COUNTED = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
 
+_REMEDY = "use a release that has meta_info.weight_versions, with --weight-version 0 --enable-metrics"
+
 
 class SglangWire:
     """Speaks to one SGLang server."""
@@ -121,16 +123,7 @@ class SglangWire:
         return self._http.faults.error(FaultKind.weights, "new weights", answered, remedy)
 
     def _parsed[T](self, subject: str, answer: Any, parse: Callable[[Any], T]) -> T:
-        try:
-            return parse(answer)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise self._http.faults.error(
-                FaultKind.malformed,
-                subject,
-                f"not of SGLang's form ({type(error).__name__}: {error}): "
-                f"{self._http.faults.quoted(json.dumps(answer))}",
-                "use a release that has meta_info.weight_versions, with --weight-version 0 --enable-metrics",
-            ) from error
+        return self._http.parsed(subject, answer, parse, "SGLang", _REMEDY)
 
 
 def generate_body(request: Request) -> dict[str, Any]:

@@ -46,6 +46,8 @@ FINISH_REASONS = {
     "abort": FinishReason.aborted,
 }
 
+_REMEDY = "serve with what `make engine` installs, through `python -m k25_train.rollout serve`"
+
 
 class VllmWire:
     """Speaks to one vLLM server."""
@@ -128,16 +130,7 @@ class VllmWire:
         )
 
     def _parsed[T](self, subject: str, answer: Any, parse: Callable[[Any], T]) -> T:
-        try:
-            return parse(answer)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise self._http.faults.error(
-                FaultKind.malformed,
-                subject,
-                f"not of vLLM's form ({type(error).__name__}: {error}): "
-                f"{self._http.faults.quoted(json.dumps(answer))}",
-                "serve with what `make engine` installs, through `python -m k25_train.rollout serve`",
-            ) from error
+        return self._http.parsed(subject, answer, parse, "vLLM", _REMEDY)
 
 
 def generate_body(request: Request) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def with_judges[T](use: Callable[[Judges], Awaitable[T]], **more: Any) -> T:
     """What `use` makes of judges, which are closed behind it."""
 
     async def run() -> T:
-        judges = open_judges(**{"timeout_s": 20.0, "num_workers": 2, **more})
+        judges = open_judges(**{"timeout_s": 20.0, "num_workers": 2, "places": 2, **more})
         try:
             return await use(judges)
         finally:
@@ -250,7 +250,7 @@ def test_tasks_whose_judge_cannot_read_their_reference_are_refused_before_the_ru
 def test_recipes_of_what_there_is_not_are_refused(rules: dict[str, float]) -> None:
     recipe = Recipe(rules=rules, length_penalty=0.0, rubrics={})
     with pytest.raises(ConfigError, match="mine"):
-        open_judges(1.0, 1, recipes={"mine": recipe})
+        open_judges(1.0, 1, places=1, recipes={"mine": recipe})
 
 
 def test_a_rule_that_runs_away_is_killed_and_the_next_one_answered() -> None:

@@ -205,7 +205,9 @@ def test_rubrics_add_to_what_is_verified(
     recipe = Recipe(rules={"answer": 1.0}, length_penalty=0.0, rubrics={"helpfulness": 0.4})
 
     async def run() -> Verdict:
-        judges = open_judges(20.0, 1, rubrics={"helpfulness": rubric(engine)}, recipes={"pleasing": recipe})
+        judges = open_judges(
+            20.0, 1, places=1, rubrics={"helpfulness": rubric(engine)}, recipes={"pleasing": recipe}
+        )
         try:
             return await judges.judge(TASK, Response(text=text, num_tokens=1, ended=True))
         finally:

@@ -1,0 +1,1 @@
+"""Sandboxes that live as long as a rollout: one interface, several machines behind it."""
