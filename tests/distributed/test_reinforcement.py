@@ -67,6 +67,21 @@ def test_two_ranks_reinforce_as_one_does(data: Path, tmp_path: Path) -> None:
     assert (first[0].tokens == first[1].tokens).all(), "what is rolled out knows no layout"
 
 
+@pytest.mark.slow
+def test_engines_that_get_int4_experts_compute_what_the_trainer_does(data: Path, tmp_path: Path) -> None:
+    """Codes are the forward's, and all else keeps the trainer's dtype."""
+    quantized = ("train.steps=2", "model.quantization=int4_qat")
+    pushed = []
+    for weights in ("float32", "int4"):
+        settings = rl_overrides(data, tmp_path / weights, *quantized, f"rollout.weights={weights}")
+        assert run_ranks(fit_rl, 1, settings, REAL) == [2]
+        rows = read_rows(tmp_path / weights / "metrics.jsonl")[1:]
+        assert all(number(row["probe_gap_max"]) <= 1e-4 for row in rows)
+        assert all(number(row["policy/gap_max"]) <= 1e-4 for row in rows)
+        pushed.append(number(rows[0]["sync_bytes"]))
+    assert pushed[1] < pushed[0]
+
+
 def order_of_calls(context: RankContext, arguments: list[str]) -> list[str]:
     """What a run does in which order: `push`, `probe`, `roll out` and `train`, each with its step."""
     from k25_train.rl import loop, probe, weight_sync
