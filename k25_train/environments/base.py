@@ -40,6 +40,14 @@ class Task:
     for a task that is alone."""
     thinking: bool = False
     """Whether the prompt ends with an open thought, so that a response begins with reasoning."""
+    environment: str = "one_turn"
+    """Name of what the policy acts in (`registry.py`)."""
+    setup: Mapping[str, Any] = field(default_factory=dict)
+    """What that environment reads, as JSON has it: tools, files, limits."""
+    max_turns: int | None = None
+    """Turns that the policy gets; None for as many as `rollout.manager.max_turns` allows."""
+    needs_sandbox: bool = False
+    """Whether its environment opens a sandbox, of which there are only so many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +55,16 @@ class Response:
     """What the model generated for a task, whole."""
 
     text: str
-    """All generated tokens as text, special tokens by name. What the prompt ends with, such as `<think>`, is
-    not in it."""
+    """The last turn as text, special tokens by name. What the prompt ends with, such as `<think>`, is not in
+    it."""
     num_tokens: int
-    """Number of generated tokens, the final one included."""
+    """Number of generated tokens in all turns, the final one included."""
     ended: bool
     """Whether the model ended it; False where it reached its limit of tokens."""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """The whole conversation, where it has more than one turn."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """What the policy has left in its sandbox: path below /work -> content."""
 
 
 class Status(StrEnum):

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from k25_train.environments.base import Response, Task, Verdict
 from k25_train.environments.sandboxes.base import Sandboxes
+from k25_train.errors import K25Error
 
 Tool = Mapping[str, Any]
 """Declaration of a tool as OpenAI's API has it: `{"type": "function", "function": {"name": …}}`."""
@@ -57,8 +58,13 @@ class Observation:
     """Whether the policy gets no further turn."""
 
 
+class EnvironmentFaultError(K25Error):
+    """An environment failed by no fault of the policy: the attempt counts for nothing, and another begins."""
+
+
 class Environment(Protocol):
-    """One attempt at one task. Whatever a method raises but `EnvironmentFault` is a fault of its code."""
+    """One attempt at one task. `SandboxError` and `EnvironmentFaultError` have it start over; whatever else a
+    method raises is a fault of its code, and ends the run with the task's name."""
 
     @property
     def tools(self) -> tuple[Tool, ...]:

@@ -1,10 +1,19 @@
-"""Families of tasks by name."""
+"""Families of tasks, and what the policy acts in, by name; those of other packages come by entry points.
+
+[project.entry-points."k25_train.families"]          [project.entry-points."k25_train.environments"]
+riddles = "my_package.riddles:Riddles"               maze = "my_package.maze:make_maze"
+"""
 
 from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
+from k25_train.environments.base import Task
 from k25_train.environments.counting import Counting
+from k25_train.environments.environment import Environment, MakeEnvironment, Services
 from k25_train.environments.family import Family
+from k25_train.environments.one_turn import OneTurn
 from k25_train.environments.sums import Sums
 from k25_train.errors import ConfigError
 
@@ -13,12 +22,35 @@ FAMILIES: dict[str, Callable[[Mapping[str, str]], Family[Any]]] = {
     Counting.name: Counting,
 }
 """Name in the configuration -> what makes it from its options."""
+ENVIRONMENTS: dict[str, MakeEnvironment] = {"one_turn": OneTurn}
+"""`Task.environment` -> what makes it."""
 
 
 def make_family(name: str, options: Mapping[str, str] | None) -> Family[Any]:
     """The family of that name. Raises ConfigError for a name that is not known, and for its options."""
-    if name not in FAMILIES:
+    make = FAMILIES.get(name) or _plug_in("k25_train.families", name)
+    if make is None:
         raise ConfigError(
             f"family={name}: there is no such family of tasks\n  -> use one of {', '.join(FAMILIES)}"
         )
-    return FAMILIES[name](options or {})
+    family: Family[Any] = make(options or {})
+    return family
+
+
+def make_environment(task: Task, services: Services) -> Environment:
+    """What the policy acts in for one attempt at a task. Raises ConfigError for a name that is not known, and
+    whatever its maker does."""
+    make = ENVIRONMENTS.get(task.environment) or _plug_in("k25_train.environments", task.environment)
+    if make is None:
+        raise ConfigError(
+            f"task {task.key}: there is no environment {task.environment!r}\n"
+            f"  -> use one of {', '.join(ENVIRONMENTS)}, or install the package that has it"
+        )
+    environment: Environment = make(task, services)
+    return environment
+
+
+@cache
+def _plug_in(group: str, name: str) -> Any:
+    """What an installed package declares; None if none does."""
+    return next((each.load() for each in entry_points(group=group, name=name)), None)

@@ -16,6 +16,8 @@ from k25_train.config.rollout import EngineKind
 from k25_train.config.schema import Config
 from k25_train.data.open_sources import tokenizer_path
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
+from k25_train.environments.environment import Services
+from k25_train.environments.sandboxes.none import NoSandboxes
 from k25_train.export.hf_config import SpecialIds
 from k25_train.metrics.report import Report
 from k25_train.model.megatron_config import TORCH_DTYPE
@@ -92,8 +94,10 @@ async def _furnish(config: Config, device: torch.device) -> Parts:
         opened.push_async_callback(pool.close)
         return Parts(
             pool=pool,
-            prompts=Prompts(tokenizer, path, config.model.vocab_size, rollout.max_prompt_tokens),
-            judges=judges,
+            prompts=Prompts(tokenizer, path, served_model(config, tokenizer), rollout.max_prompt_tokens),
+            services=Services(
+                sandboxes=NoSandboxes(), judging=judges, tool_timeout_s=rollout.manager.tool_timeout_s
+            ),
             tasks=tasks,
             close=opened.pop_all().aclose,
         )
@@ -117,10 +121,14 @@ async def open_engines(config: Config, tokenizer: Tokenizer, device: torch.devic
                 threads=rollout.threads,
             )
         ]
-    model = ServedModel(
+    return await connect_engines(rollout, served_model(config, tokenizer))
+
+
+def served_model(config: Config, tokenizer: Tokenizer) -> ServedModel:
+    """What is known of the model that engines serve."""
+    return ServedModel(
         vocab_size=config.model.vocab_size, media_pad=tokenizer.media_pad, vision=config.model.vision
     )
-    return await connect_engines(rollout, model)
 
 
 def _no_engines(call: Awaitable[Any]) -> Any:

@@ -17,24 +17,27 @@ versions of staleness. That is arithmetic on numbers, so the same whenever a run
 import asyncio
 from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from k25_train.config.algorithm import AlgorithmConfig
 from k25_train.environments.base import Task
 from k25_train.errors import RolloutError
 from k25_train.rl.counts import Counts
-from k25_train.rl.responding import Responder
-from k25_train.rl.tasks import TaskOrder
+from k25_train.rl.tasks import Draw, TaskOrder
 from k25_train.rl.toggle import Toggle
 from k25_train.rollout.engines.pool import EnginePool
 from k25_train.rollout.journal import Journal
-from k25_train.rollout.journal_state import admitted, extended, grouped, judged
+from k25_train.rollout.journal_state import admitted, grouped
+from k25_train.rollout.response_records import apply_record
 from k25_train.rollout.trajectory import Group, Response
-from k25_train.rollout.work import Round
+from k25_train.rollout.work import Rollouts, Round, Work
 
 ROUNDS = 2**16
 """Most rounds of a phase: what tells the round of one phase from that of another."""
 
+OF_NO_GROUP = -1
+"""In the place of a group's number: responses of evaluations are nobody's, and older than all."""
 TURNS = 4
 """Turns of the event loop in which all that is asked at once has reached the engines."""
 
@@ -59,7 +62,7 @@ class Controller:
         tasks: TaskOrder,
         journal: Journal,
         pool: EnginePool,
-        responder: Responder,
+        rollouts: Rollouts,
         counts: Counts,
     ) -> None:
         """`num_steps`: of the run; nothing is rolled out for steps behind the last."""
@@ -68,7 +71,7 @@ class Controller:
         self._tasks = tasks
         self._journal = journal
         self._pool = pool
-        self._responder = responder
+        self._rollouts = rollouts
         self._counts = counts
         self._ahead: asyncio.Task[None] | None = None
         self._changed, self._pushed = asyncio.Event(), asyncio.Event()
@@ -115,12 +118,21 @@ class Controller:
 
     async def answer_once(self, tasks: Iterable[tuple[Task, int]], purpose: str) -> list[Answered]:
         """One response to each pair of a task and the number of its sample, judged; it is of no group."""
+        numbers = count()
 
         async def one(task: Task, sample: int) -> Answered:
-            response = Response()
-            seed = self._tasks.seed_of(task.key, 0, sample, purpose)
-            await self._responder.generate(task, response, seed, Round(number=0), response.add)
-            response.verdict = await self._responder.judge(task, response)
+            response, media = Response(), dict[str, bytes]()
+            work = Work(
+                task=task,
+                group=OF_NO_GROUP,
+                sample=next(numbers),
+                seed=self._tasks.seed_of(task.key, 0, sample, purpose),
+                source=purpose,
+                allowed=Round(number=0),
+                response=response,
+                media=media,
+            )
+            await self._rollouts.respond(work, lambda record: apply_record(record, response, media))
             return Answered(task=task, response=response)
 
         return await self._while_paused([one(task, sample) for task, sample in tasks])
@@ -155,32 +167,30 @@ class Controller:
         response = group.responses[sample]
         if response.last_round > now.number or (response.is_finished and response.is_judged):
             return
-        task = self._task(group)
-        seed = self._tasks.seed_of(group.task, group.epoch, sample)
-        await self._responder.generate(
-            task,
-            response,
-            seed,
-            now,
-            lambda segment: self._journal.append(
-                extended(group.number, sample, response.num_segments, segment)
-            ),
+        draw = self._draw(group)
+        work = Work(
+            task=draw.task,
+            group=group.number,
+            sample=sample,
+            seed=self._tasks.seed_of(group.task, group.epoch, sample),
+            source=draw.source,
+            allowed=now,
+            response=response,
+            media=group.media,
         )
-        if response.is_finished and not response.is_judged:
-            verdict = await self._responder.judge(task, response)
-            self._journal.append(judged(group.number, sample, verdict))
-            if group.is_complete:
-                self._journal.append(grouped(group.number))
+        await self._rollouts.respond(work, self._journal.append)
+        if group.is_complete:
+            self._journal.append(grouped(group.number))
 
-    def _task(self, group: Group) -> Task:
-        """The task of a group. Raises `RolloutError` if the order has another in its place by now."""
-        task = self._tasks.draw(group.number).task
-        if task.key != group.task:
+    def _draw(self, group: Group) -> Draw:
+        """A group's task. Raises `RolloutError` if the order has another in its place by now."""
+        draw = self._tasks.draw(group.number)
+        if draw.task.key != group.task:
             raise RolloutError(
                 f"group {group.number} was admitted with task {group.task}, but environment.tasks has "
-                f"{task.key} in its place: use the tasks that the run began with, or another run.dir"
+                f"{draw.task.key} in its place: use the tasks that the run began with, or another run.dir"
             )
-        return task
+        return draw
 
     async def _while_paused[T](self, calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         """Run all of them; engines begin when they have every request, so that batches form alike each time

@@ -9,8 +9,7 @@ from k25_train.environments import base
 from k25_train.environments.base import Status, Verdict
 from k25_train.rl.controller import Answered
 from k25_train.rl.rewards.monitor import monitor
-from k25_train.rollout.engines.base import FinishReason
-from k25_train.rollout.trajectory import Group, Response
+from k25_train.rollout.trajectory import Ended, Group, Response
 
 
 def group_figures(groups: Sequence[Group], step: int) -> dict[str, float]:
@@ -70,14 +69,14 @@ def _whole(response: Response, decode: Callable[[np.ndarray], str]) -> base.Resp
     return base.Response(
         text=decode(response.token_ids),
         num_tokens=len(response.token_ids),
-        ended=response.finish_reason is FinishReason.stop,
+        ended=response.ended is Ended.STOP,
     )
 
 
 def _answered(responses: Sequence[Response]) -> dict[str, float]:
     verdicts = [verdict_of(response) for response in responses]
     lengths = np.array([len(response.token_ids) for response in responses], dtype=np.float64)
-    at_limit = [response.finish_reason is FinishReason.length for response in responses]
+    at_limit = [response.ended is Ended.LENGTH for response in responses]
     failed = Counter(verdict.kind for verdict in verdicts if verdict.status is Status.FAILED)
     parts = sorted({part for verdict in verdicts for part in verdict.parts})
     return {

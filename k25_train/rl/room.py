@@ -16,21 +16,25 @@ from k25_train.config.algorithm import AlgorithmConfig
 from k25_train.config.schema import Config
 from k25_train.data.trajectories.rows import Trajectories
 from k25_train.data.trajectories.source import rollouts_of
+from k25_train.environments.environment import Services
 from k25_train.errors import RolloutError
 from k25_train.rl.controller import Answered, Controller
 from k25_train.rl.conversations import Answer, answers_path, write_answers
 from k25_train.rl.counts import Counts
 from k25_train.rl.event_loop import EventLoop
 from k25_train.rl.figures import evaluation_figures, group_figures, sign_figures, verdict_of, work_figures
-from k25_train.rl.responding import Judging, Responder
 from k25_train.rl.step_files import FIGURES, GROUPS, TOGGLE, StepFiles, groups_of
 from k25_train.rl.step_rows import step_rows, toggle_group
 from k25_train.rl.tasks import TaskOrder
 from k25_train.rl.toggle import StartSample, Toggle, make_toggle
+from k25_train.rollout import local
+from k25_train.rollout.asking import Asking
 from k25_train.rollout.engines.base import ProbeSequence
 from k25_train.rollout.engines.pool import EnginePool
 from k25_train.rollout.journal import Journal
 from k25_train.rollout.journal_state import consumed
+from k25_train.rollout.local import LocalRollouts
+from k25_train.rollout.manager.manager import RolloutManager
 from k25_train.rollout.prompts import Prompts
 from k25_train.rollout.trajectory import Group
 
@@ -52,8 +56,8 @@ class Parts:
     """Engines."""
     prompts: Prompts
     """Encodes tasks, decodes responses."""
-    judges: Judging
-    """Judges of all tasks."""
+    services: Services
+    """What environments may use: judges, sandboxes."""
     tasks: TaskOrder
     """Which task comes when."""
     close: Callable[[], Coroutine[Any, Any, None]]
@@ -88,10 +92,17 @@ class Room:
         self._counts = Counts()
         self.files = StepFiles(self._folder, self._algorithm.steps_per_rollout)
         """Step files of the run."""
-        self.responder = Responder(
-            self._rollout, config.model.vocab_size, parts.pool, parts.prompts, parts.judges, self._counts
+        self.rollouts = LocalRollouts(
+            self._rollout,
+            local.Parts(
+                asking=Asking(self._rollout, config.model.vocab_size, parts.pool, self._counts.add),
+                prompts=parts.prompts,
+                services=parts.services,
+                manager=RolloutManager(self._rollout.manager, notice=notice),
+                count=self._counts.add,
+            ),
         )
-        """Has one response generated and judged."""
+        """Makes responses."""
         self.journal: Journal
         """Of the run, from `begin` on."""
         self.controller: Controller
@@ -161,7 +172,7 @@ class Room:
             self._parts.tasks,
             self.journal,
             self._parts.pool,
-            self.responder,
+            self.rollouts,
             self._counts,
         )
 
@@ -257,6 +268,7 @@ class Room:
             self.journal.close()
         try:
             async with asyncio.timeout(END_S):
+                await self.rollouts.close()
                 await self._parts.close()
         except TimeoutError:
             self._notice(f"warning: engines or judges did not end within {END_S:g} s")

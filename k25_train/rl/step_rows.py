@@ -44,7 +44,7 @@ def step_rows(
         group, task = groups[number], tasks[number]
         for sample, (response, reward) in enumerate(zip(group.responses, earned[number], strict=True)):
             facts = _facts(group, sample, response, reward)
-            trajectories.append(_trajectory(len(trajectories), task, response, facts))
+            trajectories += _trajectories(len(rewards), task, group, response, facts)
             rewards.append(reward)
             prompts.append(prompt)
     rows, of_prompts = Trajectories.of(trajectories), np.array(prompts)
@@ -74,24 +74,30 @@ def toggle_group(group: Group, task: Task) -> ToggleGroup:
     )
 
 
-def _trajectory(number: int, task: Task, response: Response, facts: dict[str, Any]) -> Trajectory:
-    nothing = np.zeros(len(response.prompt_ids), np.float32)
-    return Trajectory(
-        name=f"{task.key}#{facts['sample']}",
-        response=number,
-        tokens=np.concatenate([response.prompt_ids, response.token_ids]),
-        generated=np.arange(len(nothing) + len(response.token_ids)) >= len(nothing),
-        rollout_logprobs=np.concatenate([nothing, response.logprobs]),
-        versions=np.concatenate([nothing.astype(np.int32) - 1, response.versions]),
-        media=task.media,
-        facts=facts,
-    )
+def _trajectories(
+    number: int, task: Task, group: Group, response: Response, facts: dict[str, Any]
+) -> list[Trajectory]:
+    """A trajectory for each branch of a response; what branches share, the first of them trains."""
+    several = len(response.branches) > 1
+    return [
+        Trajectory(
+            name=f"{task.key}#{facts['sample']}" + (f", branch {index}" if several else ""),
+            response=number,
+            tokens=branch.token_ids,
+            generated=branch.own,
+            rollout_logprobs=branch.logprobs,
+            versions=branch.versions,
+            media=tuple(group.media[digest] for digest in branch.media),
+            facts=facts | ({"branch": index} if several else {}),
+        )
+        for index, branch in enumerate(response.branches)
+    ]
 
 
 def _facts(group: Group, sample: int, response: Response, reward: float) -> dict[str, Any]:
     """What else a step file keeps of a response: `reward` is the judge's, `trained_reward` after budgets."""
     verdict = verdict_of(response).as_json()
-    reason = response.finish_reason
+    reason = response.ended
     return {
         "group": group.number,
         "task": group.task,

@@ -37,6 +37,8 @@ class Draw:
     """What is asked."""
     epoch: int
     """Which pass over its source this is, from 0."""
+    source: str
+    """Name of its source in `environment.tasks`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,7 @@ class TaskOrder:
             )
         order = _order(source.config.num_tasks, key_of(self._seed, "tasks", source.name, epoch))
         item = int(order(np.array([position]))[0])
-        return Draw(task=source.task(Split.TRAIN, item), epoch=epoch)
+        return Draw(task=source.task(Split.TRAIN, item), epoch=epoch, source=source.name)
 
     def check_enough(self, num_groups: int) -> None:
         """Raise `ConfigError` if a run of so many groups would use tasks more often than it may."""

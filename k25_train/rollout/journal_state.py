@@ -1,22 +1,19 @@
 """What the records of a journal amount to: groups that are open, and how far tasks were given out.
 
-Each record has a key and counts once, however often it is read: `admitted` by its group, `segment` by group,
-sample and segment, `judged` by group and sample, `consumed` by its step. Only open groups are kept, so that
-memory does not grow with the run.
+Each record has a key and counts once, however often it is read: `admitted` by its group, `consumed` by its
+step, those of a response as `response_records.py` says. Only open groups are kept, so that memory does not
+grow with the run.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from k25_train.environments.base import Verdict
 from k25_train.errors import RolloutError
-from k25_train.rollout.engines.base import FinishReason, VersionSpan
 from k25_train.rollout.records import Record
-from k25_train.rollout.trajectory import Group, Response, Segment
+from k25_train.rollout.response_records import KINDS, apply_record
+from k25_train.rollout.trajectory import Group, Response
 
-BASE, ADMITTED, SEGMENT, JUDGED, GROUPED, CONSUMED = (
-    "base", "admitted", "segment", "judged", "grouped", "consumed",
-)  # fmt: skip
+BASE, ADMITTED, GROUPED, CONSUMED = "base", "admitted", "grouped", "consumed"
 """Kinds of records. `base` begins each file and says how many groups were admitted before it."""
 
 
@@ -54,14 +51,12 @@ class JournalState:
                     self._begin(header["admitted"])
                 case "admitted":
                     self._admit(header)
-                case "segment":
-                    self._extend(record)
-                case "judged":
-                    self._judge(header)
                 case "consumed":
                     self._consume(header["step"], tuple(header["groups"]))
                 case "grouped":
                     pass
+                case kind if kind in KINDS:
+                    self._of_response(record)
                 case kind:
                     raise RolloutError(f"a record of kind {kind!r}, which this version does not know")
         except (KeyError, ValueError, IndexError, TypeError) as error:
@@ -103,34 +98,17 @@ class JournalState:
         )
         self.num_admitted += 1
 
-    def _extend(self, record: Record) -> None:
+    def _of_response(self, record: Record) -> None:
         header = record.header
         group = self._group(header)
         if group is None:
             return
-        response = group.responses[header["sample"]]
-        if header["segment"] < response.num_segments:
-            return
-        if header["segment"] > response.num_segments:
-            raise RolloutError(
-                f"group {group.number}, response {header['sample']}: segment {header['segment']} follows "
-                f"segment {response.num_segments - 1}"
-            )
-        response.add(
-            Segment(
-                round=header["round"],
-                prompt_ids=record.arrays["prompt_ids"],
-                token_ids=record.arrays["token_ids"],
-                logprobs=record.arrays["logprobs"],
-                spans=tuple(VersionSpan(*span) for span in header["spans"]),
-                finish_reason=FinishReason(header["finish_reason"]),
-            )
-        )
-
-    def _judge(self, header: Any) -> None:
-        group = self._group(header)
-        if group is not None and not group.responses[header["sample"]].is_judged:
-            group.responses[header["sample"]].verdict = Verdict.from_json(header["verdict"])
+        # Images are of a whole group: whichever response they are applied to, it is not changed.
+        sample = header.get("sample", 0)
+        try:
+            apply_record(record, group.responses[sample], group.media)
+        except ValueError as error:
+            raise RolloutError(f"group {group.number}, response {sample}: {error}") from error
 
     def _consume(self, step: int, groups: tuple[int, ...]) -> None:
         if not self._has_data(step):
@@ -162,31 +140,6 @@ def admitted(group: Group) -> Record:
             "size": len(group.responses),
         }
     )
-
-
-def extended(group: int, sample: int, number: int, segment: Segment) -> Record:
-    """A response has got its segment `number`, from 0."""
-    return Record(
-        {
-            "kind": SEGMENT,
-            "group": group,
-            "sample": sample,
-            "segment": number,
-            "round": segment.round,
-            "spans": [list(span) for span in segment.spans],
-            "finish_reason": segment.finish_reason.value,
-        },
-        {
-            "prompt_ids": segment.prompt_ids,
-            "token_ids": segment.token_ids,
-            "logprobs": segment.logprobs,
-        },
-    )
-
-
-def judged(group: int, sample: int, verdict: Verdict) -> Record:
-    """A response has a verdict with a reward."""
-    return Record({"kind": JUDGED, "group": group, "sample": sample, "verdict": verdict.as_json()})
 
 
 def grouped(group: int) -> Record:

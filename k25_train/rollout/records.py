@@ -22,7 +22,7 @@ _FRAME = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
 MOST_BYTES = 2**30
 """Longest record, far above any response: a length beyond it is no length. Our choice."""
-_TYPES = ("int32", "float32")
+_TYPES = ("int32", "float32", "uint8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Record:
     header: Mapping[str, Any]
     """What it says; `kind` is always there."""
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Name -> [n], int32 or float32."""
+    """Name -> [n], int32, float32 or uint8."""
 
     def to_bytes(self) -> bytes:
         """As it is written."""

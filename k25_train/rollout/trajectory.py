@@ -1,30 +1,40 @@
 """What is rolled out, in arrays: the responses of a group, token by token, as the engines returned them.
 
     group      the K responses to one prompt; it trains when all of them have a verdict
-    response   prompt ids, token ids, a log-probability and a version for each token, why it ended, a verdict
-    segment    what one request has added to a response; a response of several phases has several
+    response   what came of one rollout: branches, why it ended, a verdict
+    branch     a path of tokens from the prompt on: some were drawn, the others observed (prompt, results of
+               tools); most responses have one, a rewritten history leaves it in a fork
+    segment    what one request has added to a branch; a turn that was interrupted has several
 
-8 bytes for a token, and 4 for its version: 100,000 responses of 16,000 tokens are 19 GB.
+13 bytes for a token: 100,000 responses of 16,000 tokens are 21 GB.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
 from k25_train.environments.base import Status, Verdict
-from k25_train.rollout.engines.base import FinishReason, Generated, VersionSpan
+from k25_train.rollout.engines.base import FinishReason, VersionSpan
+from k25_train.rollout.turns import ROOT, Place
+
+NOT_DRAWN = -1
+"""Version of a token that was observed."""
 
 
-def no_ids() -> np.ndarray:
-    """[0] int32."""
-    return np.zeros(0, np.int32)
+class Ended(StrEnum):
+    """Why a response gets no more tokens."""
 
-
-def no_logprobs() -> np.ndarray:
-    """[0] float32."""
-    return np.zeros(0, np.float32)
+    STOP = "stop"
+    """The policy or its environment has ended it."""
+    LENGTH = "length"
+    """It has as many tokens as it may have."""
+    TURNS = "turns"
+    """It has as many turns as it may have."""
+    TIMEOUT = "timeout"
+    """It took longer than it may."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,77 +43,167 @@ class Segment:
 
     round: int
     """Round of rollouts in which it was generated; rounds that come later have higher numbers."""
-    prompt_ids: np.ndarray
-    """[P] int32: the prompt with every placeholder; the same in each of a response's segments."""
+    after: Place
+    """Where in the response it is put: the end of a branch, or else a new branch begins."""
+    observed_ids: np.ndarray
+    """[m] int32: what the policy saw before these tokens, with every placeholder; empty within a turn."""
+    media: tuple[str, ...]
+    """Digests of the images in it, in the order of their placeholders (`Group.media`)."""
     token_ids: np.ndarray
-    """[n] int32: the new tokens."""
+    """[n] int32: what was drawn."""
     logprobs: np.ndarray
     """[n] float32, nats: of each when it was drawn."""
     spans: tuple[VersionSpan, ...]
     """Which weights made them; positions count from the first of these tokens."""
     finish_reason: FinishReason
-    """Why it ended; `aborted` where the response goes on in another round."""
+    """Why it ended; `aborted` where the turn goes on."""
 
-    @classmethod
-    def of(cls, generated: Generated, number_of_round: int, finish_reason: FinishReason) -> "Segment":
-        """What an engine has returned; `finish_reason` may differ where a round ends before the response."""
-        return cls(
-            round=number_of_round,
-            prompt_ids=np.asarray(generated.prompt_ids, np.int32),
-            token_ids=np.asarray(generated.token_ids, np.int32),
-            logprobs=np.asarray(generated.logprobs, np.float32),
-            spans=generated.spans,
-            finish_reason=finish_reason,
+
+def no_tokens() -> np.ndarray:
+    """[0] int32."""
+    return np.zeros(0, np.int32)
+
+
+@dataclass(slots=True, kw_only=True)
+class Branch:
+    """A path of tokens, from the prompt on. n tokens."""
+
+    token_ids: np.ndarray = field(default_factory=no_tokens)
+    """[n] int32: with every placeholder of images."""
+    logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    """[n] float32, nats: of those that were drawn when they were; 0 for others."""
+    versions: np.ndarray = field(default_factory=no_tokens)
+    """[n] int32: the optimizer step whose weights drew each; `NOT_DRAWN` for those that were observed."""
+    media: tuple[str, ...] = ()
+    """Digests of its images, in the order of their placeholders."""
+    num_shared: int = 0
+    """Tokens that it shares with the branch that it has left, which trains them."""
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """[n] bool: which tokens the policy drew."""
+        return self.versions != NOT_DRAWN
+
+    @property
+    def own(self) -> np.ndarray:
+        """[n] bool: which it drew in this branch."""
+        return self.drawn & (np.arange(len(self.versions)) >= self.num_shared)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens in front of the first that was drawn."""
+        drawn = self.drawn
+        return int(np.argmax(drawn)) if drawn.any() else len(drawn)
+
+    def add(self, segment: Segment) -> None:
+        """Append what a request has added."""
+        versions = np.full(len(segment.token_ids), NOT_DRAWN, np.int32)
+        for span in segment.spans:
+            versions[span.start : span.stop] = span.version
+        nothing = np.zeros(len(segment.observed_ids), np.float32)
+        self.token_ids = np.concatenate([self.token_ids, segment.observed_ids, segment.token_ids])
+        self.logprobs = np.concatenate([self.logprobs, nothing, segment.logprobs])
+        self.versions = np.concatenate([self.versions, np.full(len(nothing), NOT_DRAWN, np.int32), versions])
+        self.media += segment.media
+
+    def fork(self, num_tokens: int, num_media: int) -> "Branch":
+        """A branch that shares its first tokens, and the images in them."""
+        return Branch(
+            token_ids=self.token_ids[:num_tokens].copy(),
+            logprobs=self.logprobs[:num_tokens].copy(),
+            versions=self.versions[:num_tokens].copy(),
+            media=self.media[:num_media],
+            num_shared=num_tokens,
         )
 
 
 @dataclass(slots=True, kw_only=True)
 class Response:
-    """One response to a prompt, as far as it is."""
+    """What came of one rollout, as far as it is."""
 
-    prompt_ids: np.ndarray = field(default_factory=no_ids)
-    """[P] int32: the prompt with every placeholder; empty before the first segment."""
-    token_ids: np.ndarray = field(default_factory=no_ids)
-    """[n] int32: what was generated."""
-    logprobs: np.ndarray = field(default_factory=no_logprobs)
-    """[n] float32, nats: of each token when it was drawn."""
-    versions: np.ndarray = field(default_factory=no_ids)
-    """[n] int32: the optimizer step whose weights made each token."""
+    branches: list[Branch] = field(default_factory=list)
+    """In the order in which they began."""
     num_segments: int = 0
     """Requests that have added to it."""
     last_round: int = -1
     """Round of the latest of them."""
     round_tokens: int = 0
-    """Tokens that it has got in that round."""
-    finish_reason: FinishReason | None = None
-    """Why it ended; None, or `aborted`, while it goes on."""
+    """Tokens that were drawn in that round."""
+    open_branch: int = -1
+    """Branch whose turn was interrupted and goes on; -1 for none."""
+    num_turns: int = 0
+    """Turns that have begun."""
+    attempt: int = 0
+    """Times that it has started over."""
+    ended: Ended | None = None
+    """Why it ended; None while it goes on."""
     verdict: Verdict | None = None
     """What the judge made of it."""
 
     @property
     def is_finished(self) -> bool:
         """Whether it gets no more tokens."""
-        return self.finish_reason in (FinishReason.stop, FinishReason.length)
+        return self.ended is not None
 
     @property
     def is_judged(self) -> bool:
         """Whether it has a reward: an unscored verdict is none."""
         return self.verdict is not None and self.verdict.status is not Status.UNSCORED
 
-    def add(self, segment: Segment) -> None:
-        """Append what a request has added."""
-        versions = np.empty(len(segment.token_ids), np.int32)
-        for span in segment.spans:
-            versions[span.start : span.stop] = span.version
-        self.prompt_ids = segment.prompt_ids
-        self.token_ids = np.concatenate([self.token_ids, segment.token_ids])
-        self.logprobs = np.concatenate([self.logprobs, segment.logprobs])
-        self.versions = np.concatenate([self.versions, versions])
+    @property
+    def prompt_ids(self) -> np.ndarray:
+        """[P] int32: what its first branch begins with, in front of the first token that was drawn."""
+        return self.branches[0].token_ids[: self.branches[0].prompt_tokens] if self.branches else no_tokens()
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """[n] int32: all that was drawn, branch by branch."""
+        return np.concatenate([no_tokens(), *(each.token_ids[each.own] for each in self.branches)])
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        """[n] float32: of the same."""
+        nothing = np.zeros(0, np.float32)
+        return np.concatenate([nothing, *(each.logprobs[each.own] for each in self.branches)])
+
+    @property
+    def versions(self) -> np.ndarray:
+        """[n] int32: of the same."""
+        return np.concatenate([no_tokens(), *(each.versions[each.own] for each in self.branches)])
+
+    @property
+    def num_observed(self) -> int:
+        """Tokens that were observed behind the first turn, branches' shared ones once."""
+        own = sum(int((~each.drawn[each.num_shared :]).sum()) for each in self.branches)
+        return own - len(self.prompt_ids)
+
+    def add(self, segment: Segment, num_media: int = 0) -> None:
+        """Take in what a request has added. Raises ValueError for a place that there is not.
+
+        `num_media`: images in front of the place, where it forks.
+        """
+        number, num_tokens = segment.after
+        goes_on = number == self.open_branch and number >= 0 and not len(segment.observed_ids)
+        if segment.after == ROOT:
+            number = len(self.branches)
+            self.branches.append(Branch())
+        elif num_tokens > len(self.branches[number].token_ids):
+            raise ValueError(f"token {num_tokens} of a branch of {len(self.branches[number].token_ids)}")
+        elif num_tokens < len(self.branches[number].token_ids):
+            self.branches.append(self.branches[number].fork(num_tokens, num_media))
+            number = len(self.branches) - 1
+        self.branches[number].add(segment)
         self.num_segments += 1
+        self.num_turns += not goes_on
         is_same_round = segment.round == self.last_round
         self.round_tokens = len(segment.token_ids) + (self.round_tokens if is_same_round else 0)
         self.last_round = segment.round
-        self.finish_reason = segment.finish_reason
+        self.open_branch = number if segment.finish_reason is FinishReason.aborted else -1
+
+    def start_over(self, attempt: int) -> None:
+        """Forget what there is: another attempt begins. Its tokens stay in the journal, and do not train."""
+        self.branches, self.open_branch, self.attempt, self.ended = [], -1, attempt, None
+        self.num_turns = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -122,6 +222,8 @@ class Group:
     """What was decided for it at admission, as JSON has it, such as Toggle's phase."""
     responses: list[Response]
     """All K of them."""
+    media: dict[str, bytes] = field(default_factory=dict)
+    """Digest -> image file that a response has seen; each once for all of them."""
 
     @property
     def is_complete(self) -> bool:

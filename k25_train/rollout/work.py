@@ -40,6 +40,8 @@ class Work:
     """How far it may get now."""
     response: Response
     """What there is of it. Whoever appends the records extends it; the worker has a copy, or the same."""
+    media: dict[str, bytes]
+    """Digest -> image that its group has seen; extended likewise."""
 
 
 class Rollouts(Protocol):

@@ -2,8 +2,11 @@
 
 import numpy as np
 
+from k25_train.rollout import response_records
 from k25_train.rollout.engines.base import FinishReason, VersionSpan
-from k25_train.rollout.trajectory import Group, Response, Segment
+from k25_train.rollout.records import Record
+from k25_train.rollout.trajectory import Ended, Group, Response, Segment
+from k25_train.rollout.turns import ROOT, Place
 
 
 def group(number: int, size: int = 2) -> Group:
@@ -14,13 +17,33 @@ def group(number: int, size: int = 2) -> Group:
     )
 
 
-def segment(tokens: list[int], *, version: int = 3, ends: bool = True, number_of_round: int = 0) -> Segment:
-    """Tokens of a response; it ends with them, or is cut."""
+def segment(
+    tokens: list[int],
+    *,
+    version: int = 3,
+    ends: bool = True,
+    number_of_round: int = 0,
+    after: Place = ROOT,
+) -> Segment:
+    """Tokens of a response behind a prompt of two, or behind what there is; they end its turn, or are cut."""
+    observed = [9, 8] if after == ROOT else []
     return Segment(
         round=number_of_round,
-        prompt_ids=np.array([9, 8], np.int32),
+        after=after,
+        observed_ids=np.array(observed, np.int32),
+        media=(),
         token_ids=np.array(tokens, np.int32),
         logprobs=-np.array(tokens, np.float32) / 7,
         spans=(VersionSpan(version, 0, len(tokens)),) if tokens else (),
         finish_reason=FinishReason.stop if ends else FinishReason.aborted,
     )
+
+
+def extended(group: int, sample: int, number: int, segment: Segment) -> Record:
+    """A record of segment `number` of a response."""
+    return response_records.extended(group, sample, Response(num_segments=number), segment)
+
+
+def stopped(group: int, sample: int) -> Record:
+    """A record of a response that the policy has ended."""
+    return response_records.ended(group, sample, Response(), Ended.STOP)

@@ -62,26 +62,27 @@ def loop_job(config: Config, engine: str) -> None:
 
 
 async def _furnish(config: Config, engine: str) -> Any:
+    from k25_train.environments.environment import Services
+    from k25_train.environments.sandboxes.none import NoSandboxes
+    from k25_train.rl.build import served_model
     from k25_train.rl.room import Parts
     from k25_train.rl.tasks import TaskOrder
     from k25_train.rollout.engines.pool import EnginePool
     from k25_train.rollout.engines.remote import connect_engines
-    from k25_train.rollout.engines.served_model import ServedModel
     from k25_train.rollout.prompts import Prompts
 
     assert config.rollout is not None and config.environment is not None
     path = f"{config.data.dir}/tokenizer.json"
     tokenizer, kind = load_tokenizer(path), DyingEngine if engine == DYING else ScriptedEngine
     engines: list[Any] = [kind(pause_s=0.0003)]
+    model = served_model(config, tokenizer)
     if config.rollout.engine is not EngineKind.in_process:
-        ids, vision = tokenizer.media_pad, config.model.vision
-        model = ServedModel(vocab_size=config.model.vocab_size, media_pad=ids, vision=vision)
         engines = await connect_engines(config.rollout, model)
     pool = EnginePool.of(engines, config.rollout.update_timeout_s)
     return Parts(
         pool=pool,
-        prompts=Prompts(tokenizer, path, config.model.vocab_size, 40),
-        judges=ShortJudge(),
+        prompts=Prompts(tokenizer, path, model, 40),
+        services=Services(sandboxes=NoSandboxes(), judging=ShortJudge(), tool_timeout_s=5.0),
         tasks=TaskOrder(config.environment, config.train.seed),
         close=pool.close,
     )

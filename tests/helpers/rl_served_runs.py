@@ -71,13 +71,15 @@ class ServedRun(CrashingRun):
 
 def wrong_tokens(run: CrashingRun, num_steps: int) -> list[str]:
     """Responses of a run of the loop with a token that no engine draws with the weights of its version."""
+    from k25_train.rl.build import served_model
     from k25_train.rl.tasks import TaskOrder
 
     config = compose(run.settings)
     assert config.environment is not None
     tasks, problems = TaskOrder(config.environment, config.train.seed), []
     path = f"{config.data.dir}/tokenizer.json"
-    stop = Prompts(load_tokenizer(path), path, config.model.vocab_size, 40).stop_ids[0]
+    tokenizer = load_tokenizer(path)
+    stop = Prompts(tokenizer, path, served_model(config, tokenizer), 40).stop_ids[0]
     weights, crcs = "00", list[int]()
     for step in range(1, num_steps + 1):
         crcs.append(_crc(weights))

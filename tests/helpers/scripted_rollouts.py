@@ -13,15 +13,21 @@ from k25_train.config.algorithm import AlgorithmConfig, OtherVersions, PolicyFor
 from k25_train.config.environment import EnvironmentConfig, TaskSourceConfig
 from k25_train.config.rollout import EngineKind, EngineWeights, RolloutConfig, Transport
 from k25_train.environments.base import Response, Task, Verdict, scored
+from k25_train.environments.environment import Action, Judging, Services, Tool
+from k25_train.environments.sandboxes.none import NoSandboxes
 from k25_train.rl.controller import Controller
 from k25_train.rl.counts import Counts
-from k25_train.rl.responding import Judging, Responder
 from k25_train.rl.tasks import TaskOrder
 from k25_train.rl.toggle import NoToggle
+from k25_train.rollout.asking import Asking
 from k25_train.rollout.engines.pool import EnginePool
 from k25_train.rollout.journal import Journal
 from k25_train.rollout.journal_state import consumed
+from k25_train.rollout.local import LocalRollouts, Parts
+from k25_train.rollout.manager.manager import RolloutManager
+from k25_train.rollout.prompts import Message
 from k25_train.rollout.trajectory import Group
+from k25_train.rollout.turns import Observed
 from tests.helpers.rollout_sections import manager_section, sandbox_section
 from tests.helpers.scripted_engine import ScriptedEngine
 
@@ -77,8 +83,39 @@ class PlainPrompts:
     def encode(self, task: Task) -> tuple[int, ...]:
         return tuple(task.key.encode()[-8:])
 
-    def decode(self, token_ids: np.ndarray) -> str:
+    def opening(
+        self,
+        task: str,
+        messages: Sequence[Message],
+        media: tuple[bytes, ...],
+        tools: Sequence[Tool],
+        *,
+        thinking: bool,
+    ) -> Observed:
+        return Observed(tuple(task.encode()[-8:]), media)
+
+    def following(
+        self, task: str, messages: Sequence[Message], media: tuple[bytes, ...], *, thinking: bool
+    ) -> Observed:
+        return Observed(tuple(str(messages[0]["content"]).encode()), media)
+
+    def shortened(self, message: Message, max_tokens: int) -> Message:
+        return message
+
+    def action(self, token_ids: np.ndarray | Sequence[int], *, thinking: bool) -> Action:
+        return Action(content=self.decode(token_ids))
+
+    def decode(self, token_ids: np.ndarray | Sequence[int]) -> str:
         return " ".join(map(str, token_ids))
+
+    def expanded(self, token_ids: Sequence[int], images: Sequence[bytes]) -> np.ndarray:
+        return np.array(token_ids, np.int32)
+
+    def collapsed(self, token_ids: np.ndarray) -> tuple[int, ...]:
+        return tuple(token_ids.tolist())
+
+    def num_media(self, token_ids: np.ndarray) -> int:
+        return 0
 
 
 class LengthJudge:
@@ -97,6 +134,16 @@ class LengthJudge:
             return fault
         reward = float(int(response.text.split()[0]) % 2)
         return scored(reward, {"accuracy": reward})
+
+
+class _Present:
+    """Whichever judge the process has at present."""
+
+    def __init__(self, rollouts: "Rollouts") -> None:
+        self._rollouts = rollouts
+
+    async def judge(self, task: Task, response: Response) -> Verdict:
+        return await self._rollouts.judge.judge(task, response)
 
 
 @dataclass
@@ -124,13 +171,18 @@ class Rollouts:
                 EnvironmentConfig(tasks={"sums": source}, epochs=10, sandbox=sandbox_section()), seed=5
             )
             self.journal = Journal(self.folder, notice=self.notices.append)
-            self.responder = Responder(
+            self.services = Services(
+                sandboxes=NoSandboxes(), judging=_Present(self), tool_timeout_s=self.rollout.judge_timeout_s
+            )
+            self.rollouts = LocalRollouts(
                 self.rollout,
-                256,
-                self.pool,
-                self.prompts,  # type: ignore[arg-type]
-                self.judge,
-                self.counts,  # type: ignore[arg-type]
+                Parts(
+                    asking=Asking(self.rollout, 256, self.pool, self.counts.add),
+                    prompts=self.prompts,
+                    services=self.services,
+                    manager=RolloutManager(self.rollout.manager, notice=self.notices.append),
+                    count=self.counts.add,
+                ),
             )
             self.controller = Controller(
                 self.algorithm,
@@ -138,13 +190,14 @@ class Rollouts:
                 self.tasks,
                 self.journal,
                 self.pool,
-                self.responder,
+                self.rollouts,
                 self.counts,
             )
             try:
                 return await use(self)
             finally:
                 await self.controller.close()
+                await self.rollouts.close()
                 self.journal.close()
 
         return asyncio.run(inside())

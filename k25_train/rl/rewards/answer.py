@@ -1,31 +1,14 @@
-"""What a response consists of in Kimi's template: reasoning, answer, and calls of tools.
+"""What a response consists of (`environments/reply.py`), and what of it no judge need look at."""
 
-    reasoning</think>answer<|tool_calls_section_begin|><|tool_call_begin|>functions.NAME:0
-        <|tool_call_argument_begin|>{…}<|tool_call_end|><|tool_calls_section_end|><|im_end|>
-
-Reasoning and `</think>` are only there where the prompt ends with an open thought (`Task.thinking`).
-"""
-
-import json
 import re
 from dataclasses import dataclass
 
 from k25_train.environments.base import Response, Task
+from k25_train.environments.environment import ToolCall
+from k25_train.environments.reply import END, SECTION, MalformedCallsError, calls_of
 from k25_train.rl.rewards.faults import MAX_CHARACTERS, ResponseFaultError
 
-_END = "<|im_end|>"
 _SPECIAL = re.compile(r"<\|[a-z_]+\|>|</?think>")
-_CALL_ID = re.compile(r"functions\.([\w.-]+):(\d+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call of a tool."""
-
-    name: str
-    """Of the tool."""
-    arguments: str
-    """JSON text of an object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +19,7 @@ class Answer:
     """What the model thought before; empty for none."""
     content: str
     """What it answers, without white space at the ends."""
-    calls: tuple[Call, ...]
+    calls: tuple[ToolCall, ...]
     """Tools that it calls."""
 
 
@@ -51,13 +34,13 @@ def answer_of(task: Task, response: Response) -> Answer:
         raise ResponseFaultError(f"huge: {len(text)} characters, more than {MAX_CHARACTERS}")
     if not response.ended:
         raise ResponseFaultError(f"at the limit: not ended after {response.num_tokens} tokens")
-    text = text.strip().removesuffix(_END)
+    text = text.strip().removesuffix(END)
     reasoning = ""
     if task.thinking:
         reasoning, ends, text = text.partition("</think>")
         if not ends:
             raise ResponseFaultError("endless thought: the response has no </think>")
-    content, section, calls = text.partition("<|tool_calls_section_begin|>")
+    content, section, calls = text.partition(SECTION)
     special = _SPECIAL.search(content)
     if special:
         raise ResponseFaultError(f"special token: {special[0]} within the answer")
@@ -68,28 +51,8 @@ def answer_of(task: Task, response: Response) -> Answer:
     )
 
 
-def _calls(section: str) -> tuple[Call, ...]:
-    body, ends, behind = section.partition("<|tool_calls_section_end|>")
-    if not ends or behind.strip():
-        raise ResponseFaultError("malformed tool call: the section of calls does not end the response")
-    first, *written = body.split("<|tool_call_begin|>")
-    if first.strip() or not written:
-        raise ResponseFaultError("malformed tool call: the section does not begin with a call")
-    return tuple(_call(text) for text in written)
-
-
-def _call(text: str) -> Call:
-    head, ends, behind = text.partition("<|tool_call_end|>")
-    if not ends or behind.strip():
-        raise ResponseFaultError("malformed tool call: it does not end with <|tool_call_end|>")
-    name, divided, arguments = head.partition("<|tool_call_argument_begin|>")
-    named = _CALL_ID.fullmatch(name.strip())
-    if not divided or named is None:
-        raise ResponseFaultError(f"malformed tool call: {name.strip()[:40]!r} is not functions.NAME:NUMBER")
+def _calls(section: str) -> tuple[ToolCall, ...]:
     try:
-        value = json.loads(arguments)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ResponseFaultError(f"malformed tool call: the arguments of {named[1]} are no JSON object")
-    return Call(named[1], arguments.strip())
+        return calls_of(section)
+    except MalformedCallsError as error:
+        raise ResponseFaultError(str(error)) from error

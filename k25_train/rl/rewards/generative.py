@@ -108,7 +108,7 @@ async def _connect(
         HttpLimits.of(rollout), request_s=rollout.judge_timeout_s, update_s=rollout.judge_timeout_s
     )
     served = ServedModel(vocab_size=vocab_size, media_pad=tokenizer.media_pad, vision=vision)
-    prompts = Prompts(tokenizer, path, vocab_size, context)
+    prompts = Prompts(tokenizer, path, served, context)
     async with AsyncExitStack() as opened:
         engine = await connect_vllm(rollout.judge_url, served, limits)
         opened.push_async_callback(engine.close)

@@ -84,6 +84,11 @@ class EnginePool:
         """Engines that get requests."""
         return [member for member in self.members if not member.why_fenced]
 
+    @property
+    def num_serving(self) -> int:
+        """Engines that get requests."""
+        return len(self.serving)
+
     async def generate(self, request: Request) -> Generated:
         """Generate on the engine with the fewest requests, of those that failed least of late.
 

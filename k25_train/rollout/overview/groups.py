@@ -98,7 +98,7 @@ def _of_file(file: StepFile, number: int) -> ShownResponse:
 
 def _of_journal(response: Response) -> ShownResponse:
     verdict = response.verdict.as_json() if response.verdict else {"reward": None, "parts": {}, "reason": ""}
-    reason = response.finish_reason.value if response.finish_reason else None
+    reason = response.ended.value if response.ended else None
     return ShownResponse(
         prompt_ids=response.prompt_ids,
         token_ids=response.token_ids,

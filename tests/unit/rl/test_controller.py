@@ -10,7 +10,8 @@ from k25_train.environments.base import Status, failed, scored, unscored
 from k25_train.errors import RolloutError
 from k25_train.rl.controller import _was_complete_in
 from k25_train.rl.toggle import NoToggle
-from k25_train.rollout.engines.base import EngineError, FinishReason
+from k25_train.rollout.engines.base import EngineError
+from k25_train.rollout.trajectory import Ended
 from tests.helpers.scripted_engine import ScriptedEngine
 from tests.helpers.scripted_rollouts import (
     LengthJudge,
@@ -238,7 +239,7 @@ class TestFaults:
         groups = rollouts.run(lambda each: each.step(1))
         for group in groups:
             for response in group.responses:
-                assert response.finish_reason is FinishReason.length
+                assert response.ended is Ended.LENGTH
                 assert len(response.token_ids) == 16
                 assert response.verdict is not None
 
@@ -248,7 +249,7 @@ class TestFaults:
             rollouts.controller.admit(NoToggle())
             group = rollouts.journal.state.open[0]
             for response in group.responses:
-                response.finish_reason = FinishReason.stop
+                response.ended = Ended.STOP
                 response.verdict = scored(1.0, {})
             assert group.is_complete
             for response in group.responses:
@@ -256,9 +257,9 @@ class TestFaults:
                 assert not group.is_complete
                 with pytest.raises(ValueError, match="2 rewards of 3"):
                     group.rewards()
-                response.verdict, response.finish_reason = scored(1.0, {}), FinishReason.aborted
+                response.verdict, response.ended = scored(1.0, {}), None
                 assert not group.is_complete
-                response.finish_reason = FinishReason.stop
+                response.ended = Ended.STOP
 
         Rollouts(tmp_path).run(use)
 

@@ -108,7 +108,7 @@ def judged_groups(rollouts: Rollouts, server: BadEngine) -> list[Group]:
                 rollout.judge_timeout_s, 1, places=8, rubrics=rubrics.checks, recipes=rubrics.recipes
             )
             judges.check(rollouts.tasks.sampled(4))
-            rollouts.responder._judges = judges
+            rollouts.judge = judges
             mended = asyncio.create_task(mend(server))
             try:
                 return await rollouts.step(1)
@@ -135,7 +135,7 @@ def test_what_the_judging_server_fails_to_score_is_judged_again_and_never_0(
     rollouts = Rollouts(tmp_path, rollout=rollout, prompts=SevenPrompts(), rubrics={"helpfulness": 0.2})
     groups = judged_groups(rollouts, server)
 
-    ended = [each.verdict for group in groups for each in group.responses if each.finish_reason]
+    ended = [each.verdict for group in groups for each in group.responses if each.ended]
     assert len(ended) == 6
     for verdict in ended:
         assert verdict is not None and verdict.kind in ("", "at the limit")

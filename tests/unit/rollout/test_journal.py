@@ -11,15 +11,18 @@ import pytest
 from k25_train.environments.base import scored, unscored
 from k25_train.errors import RolloutError
 from k25_train.rollout.journal import Journal, journal_files, read_state
-from k25_train.rollout.journal_state import JournalState, admitted, base, consumed, extended, grouped, judged
+from k25_train.rollout.journal_state import JournalState, admitted, base, consumed, grouped
 from k25_train.rollout.records import Record, records_in
-from tests.helpers.made_groups import group, segment
+from k25_train.rollout.response_records import judged
+from k25_train.rollout.turns import Place
+from tests.helpers.made_groups import extended, group, segment, stopped
 
 
 def whole_group(journal: Journal, number: int) -> None:
     journal.append(admitted(group(number)))
     for sample in range(2):
         journal.append(extended(number, sample, 0, segment([number, sample])))
+        journal.append(stopped(number, sample))
         journal.append(judged(number, sample, scored(0.5, {"accuracy": 0.5})))
     journal.append(grouped(number))
 
@@ -30,7 +33,7 @@ def same(first: JournalState, second: JournalState) -> bool:
             (
                 each.number,
                 each.task,
-                [(r.token_ids.tolist(), r.logprobs.tolist(), r.versions.tolist(), r.verdict, r.finish_reason,
+                [(r.token_ids.tolist(), r.logprobs.tolist(), r.versions.tolist(), r.verdict, r.ended,
                   r.num_segments, r.last_round, r.round_tokens) for r in each.responses],
             )
             for each in state.open.values()
@@ -44,7 +47,7 @@ def test_what_was_appended_is_there_again(tmp_path: Path) -> None:
     whole_group(journal, 0)
     journal.append(admitted(group(1)))
     journal.append(extended(1, 0, 0, segment([5, 6], ends=False, number_of_round=4)))
-    journal.append(extended(1, 0, 1, segment([7], version=4, number_of_round=5)))
+    journal.append(extended(1, 0, 1, segment([7], version=4, number_of_round=5, after=Place(0, 4))))
     journal.flush()
     again = read_state(tmp_path)
     assert same(journal.state, again)
@@ -113,8 +116,10 @@ def test_records_count_once_however_often_they_are_read() -> None:
         base(0),
         admitted(group(0)),
         extended(0, 0, 0, segment([1, 2])),
+        stopped(0, 0),
         judged(0, 0, scored(1.0, {})),
         extended(0, 1, 0, segment([3])),
+        stopped(0, 1),
         judged(0, 1, scored(0.0, {})),
     ]
     for record in [*records, *records[1:]]:
@@ -126,7 +131,7 @@ def test_records_count_once_however_often_they_are_read() -> None:
 
 def test_an_unscored_verdict_makes_way_for_a_score() -> None:
     state = JournalState()
-    for record in [base(0), admitted(group(0, size=1)), extended(0, 0, 0, segment([1]))]:
+    for record in [base(0), admitted(group(0, size=1)), extended(0, 0, 0, segment([1])), stopped(0, 0)]:
         state.apply(record)
     state.apply(judged(0, 0, unscored("offline: x")))
     verdict = state.open[0].responses[0].verdict

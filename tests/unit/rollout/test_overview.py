@@ -10,8 +10,9 @@ from k25_train.data.trajectories.step_file import step_path, write_step_file
 from k25_train.environments.base import scored
 from k25_train.rollout.__main__ import main
 from k25_train.rollout.journal import Journal
-from k25_train.rollout.journal_state import admitted, consumed, extended, judged
-from tests.helpers.made_groups import group, segment
+from k25_train.rollout.journal_state import admitted, consumed
+from k25_train.rollout.response_records import judged
+from tests.helpers.made_groups import extended, group, segment, stopped
 from tests.helpers.tiny_shards import write_shard_set
 
 
@@ -22,6 +23,7 @@ def run(tmp_path: Path) -> Path:
     for number in range(2):
         journal.append(admitted(group(number)))
         journal.append(extended(number, 0, 0, segment([70, 71, 72])))
+        journal.append(stopped(number, 0))
         journal.append(judged(number, 0, scored(0.5, {"answer": 0.5})))
     journal.append(consumed(1, (0,)))
     journal.close()
