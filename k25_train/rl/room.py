@@ -98,7 +98,7 @@ class Room:
                 asking=Asking(self._rollout, config.model.vocab_size, parts.pool, self._counts.add),
                 prompts=parts.prompts,
                 services=parts.services,
-                manager=RolloutManager(self._rollout.manager, notice=notice),
+                manager=RolloutManager(self._rollout.manager, engines=parts.pool, notice=notice),
                 count=self._counts.add,
             ),
         )

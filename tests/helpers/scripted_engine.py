@@ -143,7 +143,7 @@ class ScriptedEngine:
         return [np.zeros(len(each.token_ids) - 1, np.float32) for each in sequences]
 
     async def state(self) -> EngineState:
-        return EngineState(version=self.version, running=self.running, waiting=0, busy_share=0.5)
+        return EngineState(version=self.version, running=self.running, waiting=0, busy_share=0.5, kv_use=0.0)
 
     async def close(self) -> None:
         pass

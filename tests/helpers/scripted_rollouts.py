@@ -180,7 +180,9 @@ class Rollouts:
                     asking=Asking(self.rollout, 256, self.pool, self.counts.add),
                     prompts=self.prompts,
                     services=self.services,
-                    manager=RolloutManager(self.rollout.manager, notice=self.notices.append),
+                    manager=RolloutManager(
+                        self.rollout.manager, engines=self.pool, notice=self.notices.append
+                    ),
                     count=self.counts.add,
                 ),
             )

@@ -153,6 +153,10 @@ class SglangStub:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         state = await self._engine.state()
-        gauges = {"num_running_reqs": state.running, "num_queue_reqs": state.waiting}
+        gauges = {
+            "num_running_reqs": state.running,
+            "num_queue_reqs": state.waiting,
+            "token_usage": state.kv_use,
+        }
         labels = '{model_name="stub",tp_rank="0"}'
         return web.Response(text="".join(f"sglang:{k}{labels} {v}.0\n" for k, v in gauges.items()))

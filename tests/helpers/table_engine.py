@@ -130,7 +130,7 @@ class TableEngine:
         return found
 
     async def state(self) -> EngineState:
-        return EngineState(version=self._version, running=self.running, waiting=0, busy_share=0.0)
+        return EngineState(version=self._version, running=self.running, waiting=0, busy_share=0.0, kv_use=0.0)
 
     async def close(self) -> None:
         pass

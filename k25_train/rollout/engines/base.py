@@ -133,6 +133,8 @@ class EngineState:
     """Requests that wait for room."""
     busy_share: float
     """Share of the time since it was last asked in which it generated, 0 to 1."""
+    kv_use: float
+    """Share of its room for keys and values that is in use, 0 to 1."""
 
 
 class Engine(Protocol):

@@ -206,6 +206,10 @@ class EnginePool:
         await self._on_all("state", ask)
         return found
 
+    def fenced(self) -> dict[str, str]:
+        """Name of each engine that gets no requests -> why."""
+        return {each.engine.name: each.why_fenced for each in self.members if each.why_fenced}
+
     def take_events(self) -> list[str]:
         """What has happened to engines since this was asked last."""
         told, self.told = self.told, []

@@ -109,8 +109,12 @@ class EngineServer:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         state = await self._engine.state()
-        gauges = {"running": state.running, "waiting": state.waiting}
-        return web.Response(text="".join(f"vllm:num_requests_{k} {v}\n" for k, v in gauges.items()))
+        gauges = {
+            "num_requests_running": state.running,
+            "num_requests_waiting": state.waiting,
+            "kv_cache_usage_perc": state.kv_use,
+        }
+        return web.Response(text="".join(f"vllm:{name} {value}\n" for name, value in gauges.items()))
 
 
 def request_of(body: dict[str, Any]) -> Request:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from k25_train.config.rollout import RolloutConfig
 from k25_train.rollout.engines.base import PauseMode, ProbeSequence, Request
@@ -33,6 +33,19 @@ class HttpLimits:
         )
 
 
+class Counted(NamedTuple):
+    """What a server says of itself."""
+
+    version: int
+    """Of its weights."""
+    running: int
+    """Requests that it generates."""
+    waiting: int
+    """Requests that wait in it."""
+    kv_use: float
+    """Share of its keys and values in use, 0 to 1."""
+
+
 class Wire(Protocol):
     """What requests and answers of one kind of server look like. Methods raise `EngineError`."""
 
@@ -57,5 +70,5 @@ class Wire(Protocol):
     async def probe(self, sequence: ProbeSequence, subject: str) -> tuple[list[int], list[float]]:
         """Ids with all placeholders, and the log-probability of each but the first."""
 
-    async def counts(self) -> tuple[int, int, int]:
-        """Version, running and waiting requests."""
+    async def counts(self) -> Counted:
+        """How much it has to do."""

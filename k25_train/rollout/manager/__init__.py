@@ -1,1 +1,1 @@
-"""Many rollouts at once: which begin when, how long each may take, and where each of them is."""
+"""Runs 100,000 rollouts on an event loop: admits them, watches them, ends them, and says how they are."""

@@ -1,44 +1,76 @@
-"""How many rollouts may be live: more while engines have room, fewer when they run full. Pure.
+"""How many rollouts may live: additive increase, multiplicative decrease on the engines' keys and values.
 
-Additive increase, multiplicative decrease, as congestion control has it (Chiu and Jain, 1989); thresholds of
-the cache as prime-rl's, its steps are our choice.
+    use of keys and values      engines' queues     cap
+    ≥ kv_high                   requests wait       down to 9/10 of what lives: prefixes are being evicted
+    < kv_low                    empty               up, if it is what holds rollouts back
+    between                                         as it is
+
+A full cache without a queue is what one wants. Those that live stay: a lower cap only admits none until
+enough have ended. AIMD is how TCP finds the room that many share without knowing it (Chiu and Jain 1989);
+limits and rates are our choice.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass
 
-GROWS, SHRINKS = 1.25, 0.8
-"""Factors of the cap after a look at the engines."""
+from k25_train.rollout.engines.base import EngineState
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """What engines say of themselves, the fullest of them."""
-
-    kv_use: float
-    """Share of the cache of keys and values in use, 0 to 1."""
-    waiting: int
-    """Requests that wait for room in it."""
+DECREASE = 0.9
+"""Share of the live rollouts that the cap falls to."""
+INCREASE = 0.05
+"""Share of the cap that it rises by, at least 1: additive on the scale of what fits."""
+BINDING = 0.95
+"""Share of the cap from which on it counts as what holds rollouts back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cap:
-    """Rollouts that may be live."""
+    """How many rollouts may live now."""
 
-    now: int
-    """At present."""
-    most: int
-    """Never more than these: `rollout.manager.max_live`."""
-    least: int = 1
-    """Never fewer than these."""
+    value: int
+    """Rollouts, at least 1."""
+    reason: str
+    """What set it, for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapRule:
+    """What a cap depends on."""
+
     low: float
-    """Share of the cache below which it grows."""
+    """Use of keys and values below which it rises."""
     high: float
-    """Share above which it shrinks."""
+    """Use from which on it falls."""
+    most: int
+    """Never above."""
 
-    def after(self, load: Load, live: int) -> "Cap":
-        """The cap after a look: it grows only where it is what limits."""
-        if load.kv_use > self.high:
-            return replace(self, now=max(self.least, int(min(self.now, max(live, 1)) * SHRINKS)))
-        if load.kv_use < self.low and not load.waiting and live >= self.now:
-            return replace(self, now=min(self.most, max(self.now + 1, int(self.now * GROWS))))
-        return self
+    def first(self) -> Cap:
+        """Before anything is known of the engines: all that there may be."""
+        return Cap(value=self.most, reason="max_live")
+
+    def following(self, cap: Cap, states: Collection[EngineState], live: int) -> Cap:
+        """The cap behind this one.
+
+        Args:
+            cap: the one that holds.
+            states: of the engines that serve; none says nothing, and changes nothing.
+            live: rollouts that live.
+        """
+        if not states:
+            return cap
+        # Requests are spread by what engines have to do, so that one that is full stands for all.
+        use = max(state.kv_use for state in states)
+        waiting = sum(state.waiting for state in states)
+        running = sum(state.running for state in states)
+        if use >= self.high and waiting:
+            # Not below what the engines run already: they would idle.
+            value = max(min(int(live * DECREASE), cap.value), running, 1)
+            if value < cap.value:
+                reason = f"kv_use {use:.2f} >= {self.high:g} with {waiting:,} requests waiting"
+                return Cap(value=value, reason=reason)
+            return cap
+        if use < self.low and not waiting and live >= cap.value * BINDING:
+            value = min(cap.value + max(int(cap.value * INCREASE), 1), self.most)
+            reason = "max_live" if value == self.most else f"kv_use {use:.2f} < {self.low:g}"
+            return Cap(value=value, reason=reason)
+        return cap

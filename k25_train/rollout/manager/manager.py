@@ -1,91 +1,81 @@
-"""Rollouts of one event loop: admitted, watched, ended in time.
+"""Runs rollouts on one event loop: admits them, gives them deadlines, names those that are stuck.
 
-    run(…) ─► waits: fair between sources, oldest first ─► live: cap, sandboxes ─► work(scope) ─► result
-                                                             │
-              one sweep a second over all of them: deadlines, who is stuck, the engines' load
+    run(name, source, order, work)
+      │ queued    until `gate.py` admits it: least served source, oldest group, cap, sandboxes
+      ▼
+    work(scope)   in the caller's own task: scope.phase, scope.child, scope.teardown
+      │
+      ▼ ended     what it returned or raised; sub-rollouts are cancelled, and get `teardown_timeout_s`
 
-`run` runs in its caller's task, so a rollout that waits is a future in a queue, and a live one is a scope.
+    every tick    wheel ─► deadlines (cancel), silence (name)        engines ─► cap, stale weights
+
+One manager is for one event loop; shards have one each. What it decides is in modules without asyncio.
 """
 
 import asyncio
+import itertools
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from k25_train.config.rollout_manager import ManagerConfig
-from k25_train.rollout.manager.admission import Cap, Load
-from k25_train.rollout.manager.queue import FairQueue
-from k25_train.rollout.manager.scope import RolloutTimeoutError, Scope
+from k25_train.errors import K25Error
+from k25_train.rollout.manager.admission import CapRule
+from k25_train.rollout.manager.engines_seen import Engines
+from k25_train.rollout.manager.gate import Gate
+from k25_train.rollout.manager.lag import LagMeter
+from k25_train.rollout.manager.ledger import Ledger
+from k25_train.rollout.manager.notices import Notices
+from k25_train.rollout.manager.scope import STARTED, TEARDOWN, RolloutTimeoutError, Scope
+from k25_train.rollout.manager.snapshot import NUM_SLOWEST, Slow, Snapshot
+from k25_train.rollout.manager.watch import Watch
 
-SWEEP_S = 1.0
-"""Between two sweeps. Our choice."""
-MOST_TOLD = 20
-"""Stuck rollouts that one sweep names; there may be thousands of one cause. Our choice."""
-LoadOf = Callable[[], Awaitable[Load]]
-
-
-async def no_load() -> Load:
-    """Engines that are never full."""
-    return Load(kv_use=0.0, waiting=0)
-
-
-class _Waiting:
-    """A rollout that waits to begin."""
-
-    __slots__ = ("begins", "needs_sandbox")
-
-    def __init__(self, needs_sandbox: bool) -> None:
-        self.begins: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.needs_sandbox = needs_sandbox
+SLACK = 2.0
+"""A rollout may take so many times what its attempts may, for its judges and teardowns. Our choice."""
 
 
 class RolloutManager:
-    """See the head of this file. For one event loop."""
+    """Rollouts of one event loop, that which first calls `run`."""
 
     def __init__(
         self,
         config: ManagerConfig,
         *,
-        load: LoadOf = no_load,
-        notice: Callable[[str], None] = lambda _: None,
+        engines: Engines,
+        notice: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
-            config: limits.
-            load: asks the engines how full they are.
-            notice: tells what there is to know.
-            clock: seconds.
+            config: its limits; `max_live` and `max_sandboxes` are this manager's own share.
+            engines: what the rollouts generate with.
+            notice: is given lines for the log.
+            clock: seconds; another one in tests.
         """
-        self.config = config
-        """Limits."""
-        self.notice = notice
-        self.now = clock
-        self._load = load
-        self.cap = Cap(now=config.max_live, most=config.max_live, low=config.kv_low, high=config.kv_high)
-        """Rollouts that may be live now."""
-        self._queue: FairQueue[_Waiting] = FairQueue()
-        self.live: set[Scope] = set()
-        """Rollouts that have begun."""
-        self.sandboxes = 0
-        """Of those, how many need a sandbox."""
-        self.counts: Counter[str] = Counter()
-        """What has happened, by kind: `begun`, `done`, `failed/KIND`, …"""
-        self._sweeper: asyncio.Task[None] | None = None
+        self._config, self._clock = config, clock
+        self.ledger = Ledger()
+        """What is counted."""
+        rule = CapRule(low=config.kv_low, high=config.kv_high, most=config.max_live)
+        self._gate = Gate(rule, config.max_sandboxes, clock)
+        self._notices = Notices(notice, config.stuck_s)
+        self._live: dict[Scope, None] = {}
+        # Attempts have limits of their own; this one is for what does not keep to them.
+        self._longest_s = SLACK * config.rollout_timeout_s * (config.max_restarts + 1)
+        self._watch = Watch(config, engines, self.ledger, self._notices, clock)
+        self._lag = LagMeter()
+        self._began = clock()
+        self._background: list[asyncio.Task[None]] = []
+        self._closing: set[asyncio.Future[None]] = set()
 
-    @property
-    def waiting(self) -> int:
-        """Rollouts that wait to begin."""
-        return len(self._queue)
+    def now(self) -> float:
+        """Seconds of the clock that deadlines are on."""
+        return self._clock()
 
-    @property
-    def teardown_timeout_s(self) -> float:
-        """See `Watch`."""
-        return self.config.teardown_timeout_s
+    def count(self, kind: str, number: int = 1) -> None:
+        """Something happened, such as `restarted`; snapshots have it."""
+        self.ledger.events[kind] += number
 
-    def count(self, kind: str) -> None:
-        """See `Watch`."""
-        self.counts[kind] += 1
+    # Rollouts
 
     async def run[T](
         self,
@@ -99,113 +89,196 @@ class RolloutManager:
         """Run a rollout once it is its turn; returns or raises what it does.
 
         Args:
-            name: task and sample, for people.
-            work: does it.
-            source: of the task: between sources it is fair.
-            order: lower ones go first.
-            needs_sandbox: whether it takes one of `max_sandboxes`.
+            name: identifies it in messages.
+            work: makes it, in the task that calls this.
+            source: between sources it is fair.
+            order: lower goes first: the number of its group.
+            needs_sandbox: whether it counts against `max_sandboxes` while it lives.
 
-        Raises `RolloutTimeoutError` for one that has taken longer than `rollout_timeout_s`.
+        Raises `RolloutTimeoutError` when its time is over, `RolloutError` of a manager that was closed.
         """
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().create_task(self._sweep_on())
-        await self._turn_of(source, order, needs_sandbox)
-        scope = Scope(self, name, source, order, self.now() + self.config.rollout_timeout_s)
-        scope.begin(asyncio.current_task())
-        self.live.add(scope)
-        self.counts["begun"] += 1
+        if not self._background:
+            watchers = (self._sweep_on(), self._ask_on(), self._lag.run())
+            self._background = [asyncio.create_task(each, name="rollout manager") for each in watchers]
+        await self._gate.enter(f"{name} (source {source})", source, order, needs_sandbox)
+        scope = Scope(
+            self,
+            name=name,
+            source=source,
+            order=order,
+            deadline=self._clock() + self._longest_s,
+        )
+        self._live[scope] = None
+        self.ledger.phases[STARTED] += 1
         try:
-            result = await work(scope)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not scope.is_late or task is None or task.uncancel() > 0:
-                self.counts["cancelled"] += 1
-                raise
-            self.counts["failed/timeout"] += 1
-            raise RolloutTimeoutError(
-                f"{name}: not done within {self.config.rollout_timeout_s:g} s "
-                f"(rollout.manager.rollout_timeout_s); in phase {scope.phase_name}"
-            ) from None
-        except Exception as error:
-            self.counts[f"failed/{type(error).__name__}"] += 1
-            raise
-        else:
-            self.counts["done"] += 1
-            return result
+            return await self._lived(scope, work)
         finally:
-            self.live.discard(scope)
-            self.sandboxes -= needs_sandbox
-            self._admit()
+            del self._live[scope]
+            scope.leave()
+            self._gate.leave(needs_sandbox)
 
-    async def close(self) -> None:
-        """End the sweep; rollouts are their callers'."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
-            self._sweeper = None
+    async def child[T](self, parent: Scope, name: str, work: Callable[[Scope], Awaitable[T]]) -> T:
+        """As `Scope.child`."""
+        scope = Scope(
+            self,
+            name=f"{parent.name} > {name}",
+            source=parent.source,
+            order=parent.order,
+            deadline=parent.deadline,
+            parent=parent,
+        )
+        if parent.children is None:
+            parent.children = {}
+        parent.children[scope] = None
+        try:
+            return await self._lived(scope, work)
+        finally:
+            parent.children.pop(scope, None)
+            parent.progress()
 
-    def sweep(self) -> None:
-        """End rollouts whose time is over, and name those that are stuck."""
-        now, told = self.now(), 0
-        for scope in tuple(self.live):
-            if now > scope.deadline:
-                scope.expire()
-            elif now - scope.progressed > self.config.stuck_s and not scope.told_stuck:
-                scope.told_stuck = True
-                self.counts[f"stuck/{scope.phase_name}"] += 1
-                told += 1
-                if told <= MOST_TOLD:
-                    waits = f" {scope.cause}" if scope.cause else ""
-                    self.notice(
-                        f"{scope.name}: stuck in phase {scope.phase_name}{waits} for "
-                        f"{now - scope.progressed:.0f} s (rollout.manager.stuck_s)"
-                    )
-        if told > MOST_TOLD:
-            self.notice(f"{told - MOST_TOLD:,} more rollouts are stuck")
+    async def _lived[T](self, scope: Scope, work: Callable[[Scope], Awaitable[T]]) -> T:
+        """What a scope's work returns or raises; its deadline holds, and its sub-rollouts end with it."""
+        task = scope.task = asyncio.current_task()
+        assert task is not None
+        self.moved(scope)
+        try:
+            return await work(scope)
+        except asyncio.CancelledError:
+            # Whoever else has cancelled it gets what is due to them; a parent's deadline is the parent's.
+            if not scope.is_expired or task.uncancel():
+                raise
+            self.ledger.failures["deadline"] += 1
+            error = RolloutTimeoutError(_over(scope))
+            self._notices.say("deadline", str(error), self._clock())
+            raise error from None
+        except K25Error as error:
+            self._failed(scope, error)
+            raise
+        finally:
+            self._watch.drop(scope)
+            if scope.children:
+                await self._end([child.task for child in scope.children if child.task not in (None, task)])
+            scope.task = None
 
-    async def look_at_engines(self) -> None:
-        """Bring the cap to what the engines say."""
-        self.cap = self.cap.after(await self._load(), len(self.live))
-        self._admit()
+    def _failed(self, scope: Scope, error: K25Error) -> None:
+        kind = type(error).__name__.removesuffix("Error").lower()
+        if not (isinstance(error, RolloutTimeoutError) or scope.parent):
+            self.ledger.failures[kind] += 1
+            text = f"{scope.who}: failed in phase {scope.failed_in or scope.where}: {error}"
+            self._notices.say(f"failed {kind}", text, self._clock())
+
+    async def _end(self, tasks: "list[asyncio.Task[Any] | None]") -> None:
+        """Cancel sub-rollouts, and wait for their end as long as a teardown may take."""
+        running = {task for task in tasks if task is not None}
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=self._config.teardown_timeout_s)
+
+    # What scopes ask for
+
+    def moved(self, scope: Scope) -> None:
+        """As `Host.moved`."""
+        self._watch.place(scope)
+
+    def told(self, scope: Scope, kind: str, why: str) -> None:
+        """As `Host.told`."""
+        self.ledger.failures[kind] += 1
+        scope.last_trouble = f"{kind}: {why}"
+        text = f"{scope.who}: {kind} in phase {scope.where}, tried again: {why}"
+        self._notices.say(f"trouble {kind}", text, self._clock())
+
+    async def teardown(self, scope: Scope, closing: Awaitable[None], what: str) -> None:
+        """As `Host.teardown`: in a task of its own, which goes on if the caller is cancelled meanwhile."""
+        limit_s = self._config.teardown_timeout_s
+        task = asyncio.ensure_future(closing)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        try:
+            with scope.phase(TEARDOWN, what):
+                await asyncio.wait({task}, timeout=limit_s)
+        except asyncio.CancelledError:
+            asyncio.get_running_loop().call_later(limit_s, task.cancel)
+            raise
+        if not task.done():
+            task.cancel()
+            self.ledger.failures["teardown"] += 1
+            text = (
+                f"{scope.who}: {what} did not close within {limit_s:g} s in phase {TEARDOWN} "
+                "(rollout.manager.teardown_timeout_s), and is left behind"
+            )
+            self._notices.say("teardown", text, self._clock())
+        elif not task.cancelled() and (error := task.exception()):
+            self.told(scope, "teardown_error", f"{type(error).__name__}: {error}")
+
+    # Watching
 
     async def _sweep_on(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_S)
-            self.sweep()
-            try:
-                await self.look_at_engines()
-            except Exception as error:
-                # Engines that cannot be asked limit nothing: requests to them are what finds it out.
-                self.counts[f"failed/load/{type(error).__name__}"] += 1
+            await asyncio.sleep(self._watch.tick_s)
+            await self.sweep()
 
-    async def _turn_of(self, source: str, order: int, needs_sandbox: bool) -> None:
-        waiting = _Waiting(needs_sandbox)
-        if not self._queue and self._may(waiting):
-            self.sandboxes += needs_sandbox
-            self._admitted += 1
-        else:
-            self._queue.push(waiting, source, order)
-            try:
-                await waiting.begins
-            except asyncio.CancelledError:
-                if waiting.begins.done() and not waiting.begins.cancelled():
-                    # It was its turn already: somebody else's now.
-                    self._admitted -= 1
-                    self.sandboxes -= needs_sandbox
-                    self._admit()
-                raise
-        self._admitted -= 1
+    async def sweep(self) -> None:
+        """Look at all that is due: deadlines, silence, the queue. Called each tick."""
+        await self._watch.sweep()
+        now = self._clock()
+        if text := self._gate.held_back(now, self._config.stuck_s):
+            self._notices.say("held back", text, now)
+        self._notices.tick(now)
 
-    _admitted = 0
-    """Rollouts whose turn it is, and that are not live yet."""
+    async def _ask_on(self) -> None:
+        while True:
+            await asyncio.sleep(self._watch.tick_s)
+            await self.ask_engines()
 
-    def _may(self, waiting: _Waiting) -> bool:
-        has_sandbox = not waiting.needs_sandbox or self.sandboxes < self.config.max_sandboxes
-        return waiting.begins.cancelled() or (has_sandbox and len(self.live) + self._admitted < self.cap.now)
+    async def ask_engines(self) -> None:
+        """See how engines are, and admit more or fewer. Called each tick."""
+        self._gate.adjust(await self._watch.ask_engines(self._live))
 
-    def _admit(self) -> None:
-        while (waiting := self._queue.pop(self._may)) is not None:
-            if not waiting.begins.done():
-                self.sandboxes += waiting.needs_sandbox
-                self._admitted += 1
-                waiting.begins.set_result(None)
+    def snapshot(self) -> Snapshot:
+        """How everything is."""
+        ledger, gate, now = self.ledger, self._gate, self._clock()
+        return Snapshot(
+            live=gate.live,
+            cap=gate.cap.value,
+            cap_reason=gate.cap.reason,
+            queued=gate.queued(),
+            phases={phase: number for phase, number in ledger.phases.items() if number},
+            phase_seconds=dict(ledger.phase_seconds),
+            events={**ledger.events, "admitted": gate.admitted, "ended": gate.admitted - gate.live},
+            failures=dict(ledger.failures),
+            slowest=tuple(_slow(scope, now) for scope in itertools.islice(self._live, NUM_SLOWEST)),
+            sandboxes=gate.sandboxes,
+            max_sandboxes=gate.max_sandboxes,
+            closing=len(self._closing),
+            engines=dict(self._watch.uses),
+            lag_p50_s=self._lag.quantile(0.5),
+            lag_p99_s=self._lag.quantile(0.99),
+            uptime_s=now - self._began,
+        )
+
+    async def close(self) -> None:
+        """Admit none, cancel all that live, and wait for their end as long as teardowns may take."""
+        self._gate.close()
+        await self._end([scope.task for scope in self._live])
+        if self._closing:
+            await asyncio.wait(set(self._closing), timeout=self._config.teardown_timeout_s)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+
+def _over(scope: Scope) -> str:
+    seconds = scope.deadline - scope.began
+    return f"{scope.who}: its time is over after {seconds:g} s (from rollout.manager.rollout_timeout_s), in phase {scope.failed_in or scope.where}"
+
+
+def _slow(scope: Scope, now: float) -> Slow:
+    return Slow(
+        name=scope.name,
+        source=scope.source,
+        phase=scope.phase_name,
+        detail=scope.detail,
+        phase_s=now - scope.since,
+        total_s=now - scope.began,
+    )

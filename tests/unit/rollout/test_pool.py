@@ -86,7 +86,7 @@ class Told:
         return [np.full(len(each.token_ids) - 1, self.version, dtype=np.float32) for each in sequences]
 
     async def state(self) -> EngineState:
-        return EngineState(version=self.version, running=0, waiting=0, busy_share=0.0)
+        return EngineState(version=self.version, running=0, waiting=0, busy_share=0.0, kv_use=0.0)
 
     async def close(self) -> None:
         await self._note("close")

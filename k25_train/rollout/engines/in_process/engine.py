@@ -198,4 +198,5 @@ class InProcessEngine:
             running=len(self._slots.running),
             waiting=len(self._slots.waiting),
             busy_share=self._worker.busy_share(),
+            kv_use=self._slots.use,
         )

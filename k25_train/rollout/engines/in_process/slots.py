@@ -47,6 +47,11 @@ class Slots:
         """Whether there is a token to be made."""
         return bool(self.running or self.waiting)
 
+    @property
+    def use(self) -> float:
+        """Share of the slots in use, each of which has room for the keys and values of a response."""
+        return len(self.running) / self._max_running
+
     def step(self) -> None:
         """One more token for every response that has a slot; free slots are filled first."""
         self._drop_cancelled()

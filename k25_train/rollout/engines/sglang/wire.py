@@ -36,8 +36,9 @@ from k25_train.rollout.engines.checks import Answer
 from k25_train.rollout.engines.faults import FaultKind
 from k25_train.rollout.engines.http_client import HttpClient
 from k25_train.rollout.engines.image_types import data_uri
-from k25_train.rollout.engines.metrics_text import gauge
+from k25_train.rollout.engines.metrics_text import gauge, highest
 from k25_train.rollout.engines.seeds import seed_at
+from k25_train.rollout.engines.wire import Counted
 
 FORBIDDING_BIAS = -1e6
 """Far below every logit, and finite: JSON has no infinity."""
@@ -47,7 +48,7 @@ FINISH_REASONS = {
     "length": FinishReason.length,
     "abort": FinishReason.aborted,
 }
-COUNTED = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
+COUNTED, KV_USE = ("sglang:num_running_reqs", "sglang:num_queue_reqs"), "sglang:token_usage"
 
 _REMEDY = "use a release that has meta_info.weight_versions, with --weight-version 0 --enable-metrics"
 
@@ -102,13 +103,11 @@ class SglangWire:
         answer = await self._http.post("/generate", body, subject=subject, seconds=self._seconds)
         return self._parsed(subject, answer, probed_of)
 
-    async def counts(self) -> tuple[int, int, int]:
+    async def counts(self) -> Counted:
         """As `Wire.counts`."""
         text = await self._http.get_text("/metrics", seconds=self._seconds)
-        running, waiting = self._parsed(
-            "/metrics", text, lambda found: [gauge(found, name) for name in COUNTED]
-        )
-        return await self._version(), running, waiting
+        running, waiting, kv_use = self._parsed("/metrics", text, _counted)
+        return Counted(await self._version(), running, waiting, kv_use)
 
     async def _check_label(self, version: int) -> None:
         if (label := await self._version()) != version:
@@ -190,3 +189,8 @@ def probed_of(answer: Any) -> tuple[list[int], list[float]]:
 def _prompt_ids(answer: Any) -> list[int]:
     found = answer.get("prompt_token_ids")
     return list(answer["meta_info"]["prompt_token_ids"] if found is None else found)
+
+
+def _counted(metrics: str) -> tuple[int, int, float]:
+    running, waiting = (gauge(metrics, name) for name in COUNTED)
+    return running, waiting, highest(metrics, KV_USE)

@@ -30,8 +30,9 @@ from k25_train.rollout.engines.checks import Answer
 from k25_train.rollout.engines.faults import FaultKind
 from k25_train.rollout.engines.http_client import HttpClient
 from k25_train.rollout.engines.image_types import data_uri
-from k25_train.rollout.engines.metrics_text import gauge
+from k25_train.rollout.engines.metrics_text import gauge, highest
 from k25_train.rollout.engines.seeds import seed_at
+from k25_train.rollout.engines.wire import Counted
 
 GENERATE = "/inference/v1/generate"
 FORBIDDING_BIAS = -100.0
@@ -39,7 +40,7 @@ FORBIDDING_BIAS = -100.0
 POSITION = "k25_position"
 SEED = "k25_seed"
 """Keys of `sampling_params.extra_args`, which vLLM hands on unread; ours draws by them."""
-COUNTED = ("running", "waiting")
+COUNTED, KV_USE = ("running", "waiting"), "vllm:kv_cache_usage_perc"
 FINISH_REASONS = {
     "stop": FinishReason.stop,
     "length": FinishReason.length,
@@ -103,13 +104,11 @@ class VllmWire:
         answer = await self._http.post(GENERATE, body, subject=subject, seconds=self._seconds)
         return self._parsed(subject, answer, probed_of)
 
-    async def counts(self) -> tuple[int, int, int]:
+    async def counts(self) -> Counted:
         """As `Wire.counts`."""
         text = await self._http.get_text("/metrics", seconds=self._seconds)
-        running, waiting = self._parsed(
-            "/metrics", text, lambda found: [gauge(found, f"vllm:num_requests_{name}") for name in COUNTED]
-        )
-        return await self._version(), running, waiting
+        running, waiting, kv_use = self._parsed("/metrics", text, _counted)
+        return Counted(await self._version(), running, waiting, kv_use)
 
     async def _version(self) -> int:
         answer = await self._http.get("/weight_info", seconds=self._seconds)
@@ -197,3 +196,8 @@ def probed_of(answer: Any) -> tuple[list[int], list[float]]:
 
 def _parts(images: tuple[bytes, ...]) -> list[dict[str, str]]:
     return [{"type": "image_url", "url": data_uri(image)} for image in images]
+
+
+def _counted(metrics: str) -> tuple[int, int, float]:
+    running, waiting = (gauge(metrics, f"vllm:num_requests_{name}") for name in COUNTED)
+    return running, waiting, highest(metrics, KV_USE)

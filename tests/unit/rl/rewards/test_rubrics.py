@@ -231,7 +231,7 @@ class TokenEngine:
 
     async def state(self) -> EngineState:
         """See `Engine`."""
-        return EngineState(version=5, running=0, waiting=0, busy_share=0.0)
+        return EngineState(version=5, running=0, waiting=0, busy_share=0.0, kv_use=0.0)
 
     async def generate(self, request: Request) -> Generated:
         """See `Engine`."""
