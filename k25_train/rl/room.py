@@ -220,14 +220,13 @@ class Room:
 
     async def figures(self, step: int) -> dict[str, float]:
         """What the row of a step says of its groups, and of the work since the row before."""
-        states = (await self._parts.pool.states()).values()
+        states = await self._parts.pool.states()
         for event in self._parts.pool.take_events():
             self._notice(event)
-        idle = 1 - sum(state.busy_share for state in states) / max(len(states), 1)
         return {
             **self.files.state(step)[FIGURES],
             **work_figures(self._counts.take()),
-            "engine_idle": idle,
+            "engine_idle": 1 - self._parts.pool.take_busy_share(),
             "engines": float(len(states)),
         }
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from k25_train.errors import K25Error, RolloutError
 from k25_train.rollout.engines.base import EngineError
+from k25_train.rollout.manager.scope import trouble
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 5.0
 """Between tries, doubled each time: an engine that starts again gets a little while. Our choice."""
@@ -52,6 +53,7 @@ async def tried[T](
                 raise
             kind, why = "engine_error", str(error)
         count(f"retried/{kind}")
+        trouble(kind, why)
         reasons.append(f"{kind}: {why}" if not why.startswith(kind) else why)
     raise RolloutError(
         f"{what}: given up after {len(reasons)} tries (rollout.max_attempts): {'; '.join(reasons)}. "

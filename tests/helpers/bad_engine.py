@@ -69,9 +69,8 @@ class BadEngine:
         return web.json_response({"results": [self.worker]})
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(
-            text="vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0\n"
-        )
+        names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+        return web.Response(text="".join(f"vllm:{name} 0\n" for name in names))
 
     async def _done(self, http: web.Request) -> web.Response:
         await self._maybe_hang(http)

@@ -159,4 +159,4 @@ class SglangStub:
             "token_usage": state.kv_use,
         }
         labels = '{model_name="stub",tp_rank="0"}'
-        return web.Response(text="".join(f"sglang:{k}{labels} {v}.0\n" for k, v in gauges.items()))
+        return web.Response(text="".join(f"sglang:{k}{labels} {float(v)}\n" for k, v in gauges.items()))

@@ -1,6 +1,7 @@
 """How long an engine generates for one client."""
 
 import time
+from collections.abc import Sequence
 
 
 class BusyClock:
@@ -44,3 +45,26 @@ class BusyClock:
         if self._num_running and not self._is_paused:
             self._busy_s += now - self._since
         self._since = now
+
+
+class UseClock:
+    """Adds up what an engine says of itself each time that it is asked (`EngineState.busy_share`)."""
+
+    def __init__(self) -> None:
+        self._asked_at = time.monotonic()
+        self.busy_s = self.total_s = 0.0
+
+    def note(self, busy_share: float) -> None:
+        """It generated for that share of the time since it was asked last."""
+        now = time.monotonic()
+        elapsed_s, self._asked_at = now - self._asked_at, now
+        self.busy_s += busy_share * elapsed_s
+        self.total_s += elapsed_s
+
+
+def busy_share(clocks: Sequence[UseClock]) -> float:
+    """Share of the time that several engines generated since this was asked last; 0 where none was asked."""
+    busy_s, total_s = (sum(getattr(clock, name) for clock in clocks) for name in ("busy_s", "total_s"))
+    for clock in clocks:
+        clock.busy_s = clock.total_s = 0.0
+    return float(busy_s / total_s) if total_s > 0 else 0.0

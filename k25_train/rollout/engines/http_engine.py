@@ -206,13 +206,7 @@ class HttpEngine:
     async def state(self) -> EngineState:
         """As `Engine.state`; `busy_share` is the share in which it generated for this client."""
         counted = await self._wire.counts()
-        return EngineState(
-            version=counted.version,
-            running=counted.running,
-            waiting=counted.waiting,
-            busy_share=self._busy.share(),
-            kv_use=counted.kv_use,
-        )
+        return EngineState(**counted._asdict(), busy_share=self._busy.share())
 
     async def close(self) -> None:
         """Close the connections; the server goes on."""

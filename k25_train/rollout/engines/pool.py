@@ -30,33 +30,13 @@ from k25_train.rollout.engines.base import (
     ProbeSequence,
     Request,
 )
+from k25_train.rollout.engines.busy_clock import busy_share
+from k25_train.rollout.engines.member import Member
 
 AND_THEN = "; then "
 """Between why an engine was fenced, and why it still is."""
 Weights = Path | Sequence[NamedTensor]
 """A folder of safetensors, or tensors that several engines may read."""
-
-
-@dataclass(slots=True)
-class Member:
-    """One engine of a pool."""
-
-    engine: Engine
-    """What generates."""
-    running: int = 0
-    """Requests that it has."""
-    failures: int = 0
-    """Requests that failed since one succeeded, or since it was given weights."""
-    fences: int = 0
-    """Times that it was fenced."""
-    why_fenced: str = ""
-    """Why it gets none; empty if it does."""
-
-    def fence(self, why: str) -> str:
-        """Have it get none; what there is to tell."""
-        self.why_fenced = why
-        self.fences += 1
-        return f"{self.engine.name} is fenced off: {why}"
 
 
 @dataclass(slots=True)
@@ -204,7 +184,14 @@ class EnginePool:
             found[engine.name] = await engine.state()
 
         await self._on_all("state", ask)
+        for member in self.members:
+            if (state := found.get(member.engine.name)) is not None:
+                member.use.note(state.busy_share)
         return found
+
+    def take_busy_share(self) -> float:
+        """Share of the time since this was last asked in which engines generated, as `states` saw it."""
+        return busy_share([member.use for member in self.members])
 
     def fenced(self) -> dict[str, str]:
         """Name of each engine that gets no requests -> why."""

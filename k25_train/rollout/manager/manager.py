@@ -9,8 +9,7 @@
 
     every tick    wheel ─► deadlines (cancel), silence (name)        engines ─► cap, stale weights
 
-One manager is for one event loop; shards have one each. What it decides is in modules without asyncio.
-"""
+Shards have one each. What it decides is in modules without asyncio."""
 
 import asyncio
 import itertools
@@ -21,14 +20,15 @@ from typing import Any
 from k25_train.config.rollout_manager import ManagerConfig
 from k25_train.errors import K25Error
 from k25_train.rollout.manager.admission import CapRule
+from k25_train.rollout.manager.closings import Closings
 from k25_train.rollout.manager.engines_seen import Engines
 from k25_train.rollout.manager.gate import Gate
 from k25_train.rollout.manager.lag import LagMeter
 from k25_train.rollout.manager.ledger import Ledger
 from k25_train.rollout.manager.notices import Notices
-from k25_train.rollout.manager.scope import STARTED, TEARDOWN, RolloutTimeoutError, Scope
-from k25_train.rollout.manager.snapshot import NUM_SLOWEST, Slow, Snapshot
-from k25_train.rollout.manager.watch import Watch
+from k25_train.rollout.manager.scope import STARTED, TEARDOWN, RolloutTimeoutError, Scope, running_in
+from k25_train.rollout.manager.snapshot import NUM_SLOWEST, Snapshot
+from k25_train.rollout.manager.watch import Watch, slow
 
 SLACK = 2.0
 """A rollout may take so many times what its attempts may, for its judges and teardowns. Our choice."""
@@ -65,7 +65,7 @@ class RolloutManager:
         self._lag = LagMeter()
         self._began = clock()
         self._background: list[asyncio.Task[None]] = []
-        self._closing: set[asyncio.Future[None]] = set()
+        self._closings = Closings(config.teardown_timeout_s)
 
     def now(self) -> float:
         """Seconds of the clock that deadlines are on."""
@@ -98,7 +98,11 @@ class RolloutManager:
         Raises `RolloutTimeoutError` when its time is over, `RolloutError` of a manager that was closed.
         """
         if not self._background:
-            watchers = (self._sweep_on(), self._ask_on(), self._lag.run())
+            watchers = (
+                self._every_tick(self.sweep),
+                self._every_tick(self.ask_engines),
+                self._lag.run(),
+            )
             self._background = [asyncio.create_task(each, name="rollout manager") for each in watchers]
         await self._gate.enter(f"{name} (source {source})", source, order, needs_sandbox)
         scope = Scope(
@@ -142,13 +146,14 @@ class RolloutManager:
         assert task is not None
         self.moved(scope)
         try:
-            return await work(scope)
+            with running_in(scope):
+                return await work(scope)
         except asyncio.CancelledError:
             # Whoever else has cancelled it gets what is due to them; a parent's deadline is the parent's.
             if not scope.is_expired or task.uncancel():
                 raise
             self.ledger.failures["deadline"] += 1
-            error = RolloutTimeoutError(_over(scope))
+            error = RolloutTimeoutError(scope.over())
             self._notices.say("deadline", str(error), self._clock())
             raise error from None
         except K25Error as error:
@@ -189,34 +194,17 @@ class RolloutManager:
         self._notices.say(f"trouble {kind}", text, self._clock())
 
     async def teardown(self, scope: Scope, closing: Awaitable[None], what: str) -> None:
-        """As `Host.teardown`: in a task of its own, which goes on if the caller is cancelled meanwhile."""
-        limit_s = self._config.teardown_timeout_s
-        task = asyncio.ensure_future(closing)
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-        try:
-            with scope.phase(TEARDOWN, what):
-                await asyncio.wait({task}, timeout=limit_s)
-        except asyncio.CancelledError:
-            asyncio.get_running_loop().call_later(limit_s, task.cancel)
-            raise
-        if not task.done():
-            task.cancel()
-            self.ledger.failures["teardown"] += 1
-            text = (
-                f"{scope.who}: {what} did not close within {limit_s:g} s in phase {TEARDOWN} "
-                "(rollout.manager.teardown_timeout_s), and is left behind"
-            )
-            self._notices.say("teardown", text, self._clock())
-        elif not task.cancelled() and (error := task.exception()):
-            self.told(scope, "teardown_error", f"{type(error).__name__}: {error}")
+        """As `Host.teardown`."""
+        if wrong := await self._closings.close(scope, closing, what):
+            self.ledger.failures[TEARDOWN] += 1
+            self._notices.say(TEARDOWN, f"{scope.who}: in phase {TEARDOWN}: {wrong}", self._clock())
 
     # Watching
 
-    async def _sweep_on(self) -> None:
+    async def _every_tick(self, look: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(self._watch.tick_s)
-            await self.sweep()
+            await look()
 
     async def sweep(self) -> None:
         """Look at all that is due: deadlines, silence, the queue. Called each tick."""
@@ -225,11 +213,6 @@ class RolloutManager:
         if text := self._gate.held_back(now, self._config.stuck_s):
             self._notices.say("held back", text, now)
         self._notices.tick(now)
-
-    async def _ask_on(self) -> None:
-        while True:
-            await asyncio.sleep(self._watch.tick_s)
-            await self.ask_engines()
 
     async def ask_engines(self) -> None:
         """See how engines are, and admit more or fewer. Called each tick."""
@@ -247,10 +230,10 @@ class RolloutManager:
             phase_seconds=dict(ledger.phase_seconds),
             events={**ledger.events, "admitted": gate.admitted, "ended": gate.admitted - gate.live},
             failures=dict(ledger.failures),
-            slowest=tuple(_slow(scope, now) for scope in itertools.islice(self._live, NUM_SLOWEST)),
+            slowest=tuple(slow(scope, now) for scope in itertools.islice(self._live, NUM_SLOWEST)),
             sandboxes=gate.sandboxes,
             max_sandboxes=gate.max_sandboxes,
-            closing=len(self._closing),
+            closing=len(self._closings),
             engines=dict(self._watch.uses),
             lag_p50_s=self._lag.quantile(0.5),
             lag_p99_s=self._lag.quantile(0.99),
@@ -261,24 +244,7 @@ class RolloutManager:
         """Admit none, cancel all that live, and wait for their end as long as teardowns may take."""
         self._gate.close()
         await self._end([scope.task for scope in self._live])
-        if self._closing:
-            await asyncio.wait(set(self._closing), timeout=self._config.teardown_timeout_s)
+        await self._closings.wait()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-
-
-def _over(scope: Scope) -> str:
-    seconds = scope.deadline - scope.began
-    return f"{scope.who}: its time is over after {seconds:g} s (from rollout.manager.rollout_timeout_s), in phase {scope.failed_in or scope.where}"
-
-
-def _slow(scope: Scope, now: float) -> Slow:
-    return Slow(
-        name=scope.name,
-        source=scope.source,
-        phase=scope.phase_name,
-        detail=scope.detail,
-        phase_s=now - scope.since,
-        total_s=now - scope.began,
-    )

@@ -8,7 +8,9 @@ is run by the task that called the manager, and one sweep looks at all deadlines
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from k25_train.errors import RolloutError
@@ -45,13 +47,32 @@ class Host(Protocol):
         """Run a sub-rollout."""
 
 
+_current: "ContextVar[Scope | None]" = ContextVar("scope", default=None)
+
+
+def trouble(kind: str, why: str) -> None:
+    """As `Scope.trouble`, of the rollout that the caller runs in; for code that may run outside of any."""
+    if (scope := _current.get()) is not None:
+        scope.trouble(kind, why)
+
+
+@contextmanager
+def running_in(scope: "Scope") -> Iterator[None]:
+    """Within: the caller runs in a scope."""
+    token = _current.set(scope)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
 class Scope:
     """One rollout, or sub-rollout, while it lives."""
 
     __slots__ = (
         "__weakref__", "_host", "began", "bucket", "children", "deadline", "detail", "failed_in",
-        "is_expired", "last_trouble", "name", "order", "parent", "phase_name", "progressed", "since", "source", "task",
-        "was_named",
+        "is_expired", "last_trouble", "name", "order", "parent", "phase_name", "progressed", "since",
+        "source", "task", "was_named",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +124,14 @@ class Scope:
         """Phase and detail, for messages."""
         return f"{self.phase_name} ({self.detail})" if self.detail else self.phase_name
 
+    def over(self) -> str:
+        """What its end by its deadline is told with."""
+        seconds = self.deadline - self.began
+        return (
+            f"{self.who}: its time is over after {seconds:g} s (from rollout.manager.rollout_timeout_s), in "
+            f"phase {self.failed_in or self.where}"
+        )
+
     def phase(self, name: str, detail: str = "") -> "Phase":
         """`with scope.phase("generate", "engine http://…"):` in a phase, and then back in the one before.
 
@@ -142,8 +171,8 @@ class Scope:
         return await self._host.child(self, name, work)
 
     async def teardown(self, closing: Awaitable[None], what: str) -> None:
-        """Close `what`, cancelled or not, within `manager.teardown_timeout_s`; what hangs then is left behind,
-        and named. What closing raises is told, and not raised: the response is there by then."""
+        """Close `what`, cancelled or not, within `manager.teardown_timeout_s`; what hangs is left behind, and
+        named. What closing raises is told, and not raised: the response is there by then."""
         await self._host.teardown(self, closing, what)
 
     def leave(self) -> None:

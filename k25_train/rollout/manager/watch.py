@@ -16,7 +16,7 @@ from k25_train.rollout.manager.engines_seen import Engines, engine_uses
 from k25_train.rollout.manager.ledger import Ledger
 from k25_train.rollout.manager.notices import Notices
 from k25_train.rollout.manager.scope import Scope
-from k25_train.rollout.manager.snapshot import EngineUse
+from k25_train.rollout.manager.snapshot import EngineUse, Slow
 from k25_train.rollout.manager.sweep import StaleWatch, look_at
 from k25_train.rollout.manager.wheel import Wheel
 
@@ -100,3 +100,15 @@ class Watch:
                 self._ledger.failures["stale_weights"] += 1
                 self._notices.say("stale weights", f"{text}; in phase {GENERATE} now: {words}", now)
         return states.values()
+
+
+def slow(scope: Scope, now: float) -> Slow:
+    """A rollout as a snapshot has it."""
+    return Slow(
+        name=scope.name,
+        source=scope.source,
+        phase=scope.phase_name,
+        detail=scope.detail,
+        phase_s=now - scope.since,
+        total_s=now - scope.began,
+    )
