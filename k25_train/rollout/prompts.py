@@ -22,7 +22,7 @@ from k25_train.environments.reply import read_reply
 from k25_train.errors import RolloutError
 from k25_train.rollout.engines.served_model import ServedModel
 from k25_train.rollout.session import Vocabulary
-from k25_train.rollout.turns import Observed
+from k25_train.rollout.turns import NoRoomError, Observed
 
 ANSWER = {"role": "assistant", "content": "."}
 """Stands for the response: all in front of it is the prompt."""
@@ -108,12 +108,12 @@ class Prompts:
             tools: that it may call.
             thinking: whether it ends with an open thought.
 
-        Raises `RolloutError` for messages that are no conversation, and for a prompt that is too long even
-        without the other placeholders.
+        Raises `RolloutError` for messages that are no conversation, `NoRoomError` for a prompt that is too
+        long even without the other placeholders.
         """
         ids = self._ids(task, messages, tools, thinking=thinking)
         if len(ids) > self._max_tokens:
-            raise RolloutError(
+            raise NoRoomError(
                 f"task {task}: its prompt has {len(ids)} tokens, rollout.max_prompt_tokens="
                 f"{self._max_tokens}: raise it, and train.seq_len with it, or leave the task out"
             )

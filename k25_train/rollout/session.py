@@ -15,13 +15,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from k25_train.data.mix.permutation import key_of
-from k25_train.errors import RolloutError
 from k25_train.rollout.asking import Asking
 from k25_train.rollout.engines.base import FinishReason, Generated, Request, Sampling
 from k25_train.rollout.records import Record
 from k25_train.rollout.response_records import digest_of, extended, medium
 from k25_train.rollout.trajectory import Branch, Response, Segment
-from k25_train.rollout.turns import ROOT, Observed, Place, Turn
+from k25_train.rollout.turns import ROOT, NoRoomError, Observed, Place, Turn
 from k25_train.rollout.work import Round
 
 SEED_BITS = 63
@@ -231,12 +230,12 @@ class Session:
         return tuple(self._media[digest] for digest in branch.media)
 
     def _check_opening(self, expanded: np.ndarray, after: Place) -> int:
-        """Tokens of the prompt that the branch begins with. Raises `RolloutError` for too long a one."""
+        """Tokens of the prompt that the branch begins with. Raises `NoRoomError` for too long a one."""
         if after != ROOT:
             return self.response.branches[after.branch].prompt_tokens
         most = self._asking.config.max_prompt_tokens
         if len(expanded) > most:
-            raise RolloutError(
+            raise NoRoomError(
                 f"task {self.identity.task}: its prompt has {len(expanded)} tokens with its images, "
                 f"rollout.max_prompt_tokens={most}: raise it, and train.seq_len with it, or leave the task "
                 "out"

@@ -12,7 +12,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from k25_train.errors import RolloutError
 from k25_train.rollout.engines.base import FinishReason
+
+
+class NoRoomError(RolloutError):
+    """A prompt is longer than it may be: what is asked is at fault, and no engine."""
 
 
 class Place(NamedTuple):
@@ -62,5 +67,6 @@ class Turns(Protocol):
             after: where it is put: the end of a branch, a place within one (a fork), or `ROOT`.
             max_tokens: most new tokens; None for all that there is room for.
 
-        Raises `EngineError` if no engine is left, `RolloutError` if none gives a usable answer.
+        Raises `EngineError` if no engine is left, `NoRoomError` for a prompt that is too long, and
+        `RolloutError` if none gives a usable answer.
         """

@@ -1,0 +1,1 @@
+"""APIs that agents speak, as pure functions."""
