@@ -17,12 +17,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from k25_train.errors import K25Error
-from k25_train.export.stream import NamedTensor
+
+if TYPE_CHECKING:
+    # Event loops in processes of their own have no use for torch, which takes 300 MB.
+    from k25_train.export.stream import NamedTensor
 
 
 class EngineError(K25Error):
