@@ -29,7 +29,8 @@ from k25_train.rl.toggle import Toggle
 from k25_train.rollout.engines.pool import EnginePool
 from k25_train.rollout.journal import Journal
 from k25_train.rollout.journal_state import admitted, grouped
-from k25_train.rollout.response_records import apply_record
+from k25_train.rollout.records import Record
+from k25_train.rollout.response_records import JUDGED, apply_record
 from k25_train.rollout.trajectory import Group, Response
 from k25_train.rollout.work import Rollouts, Round, Work
 
@@ -38,8 +39,8 @@ ROUNDS = 2**16
 
 OF_NO_GROUP = -1
 """In the place of a group's number: responses of evaluations are nobody's, and older than all."""
-TURNS = 4
-"""Turns of the event loop in which all that is asked at once has reached the engines."""
+TURNS = 32
+"""Turns of the event loop in which all that is asked at once has reached the engines. Our choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,9 +179,13 @@ class Controller:
             response=response,
             media=group.media,
         )
-        await self._rollouts.respond(work, self._journal.append)
-        if group.is_complete:
-            self._journal.append(grouped(group.number))
+
+        def append(record: Record) -> None:
+            self._journal.append(record)
+            if record.header["kind"] == JUDGED and group.is_complete:
+                self._journal.append(grouped(group.number))
+
+        await self._rollouts.respond(work, append)
 
     def _draw(self, group: Group) -> Draw:
         """A group's task. Raises `RolloutError` if the order has another in its place by now."""

@@ -5,8 +5,8 @@ reward of 0. After so many times the run ends with the task's name.
 """
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from k25_train.config.rollout import RolloutConfig
 from k25_train.environments import base
@@ -14,20 +14,18 @@ from k25_train.environments.base import Status, Verdict, unscored
 from k25_train.environments.environment import EnvironmentFaultError, Services
 from k25_train.environments.registry import make_environment
 from k25_train.environments.sandboxes.base import SandboxError
-from k25_train.errors import RolloutError
+from k25_train.errors import ConfigError, RolloutError
 from k25_train.rollout.asking import Asking
-from k25_train.rollout.episode import Episode, Player, turns_of
+from k25_train.rollout.environment_calls import LostError
+from k25_train.rollout.episode import Append, Episode, Limits, Player
 from k25_train.rollout.manager.manager import RolloutManager
 from k25_train.rollout.manager.scope import Scope
 from k25_train.rollout.prompts import Prompting
-from k25_train.rollout.records import Record
-from k25_train.rollout.response_records import ended, judged, restarted
+from k25_train.rollout.response_records import judged, restarted
 from k25_train.rollout.session import Identity, Session
-from k25_train.rollout.trajectory import Ended, Response, no_tokens
-from k25_train.rollout.tries import AttemptError, Count, tried
+from k25_train.rollout.trajectory import Branch, Ended, Response
+from k25_train.rollout.tries import FIRST_WAIT_S, LONGEST_WAIT_S, AttemptError, Count, tried
 from k25_train.rollout.work import Work
-
-Append = Callable[[Record], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +45,23 @@ class Parts:
 
 
 class LocalRollouts:
-    """See `Rollouts`."""
+    """See `Rollouts`.
+
+    A response that its round has cut keeps its environment until it is asked for again. One whose environment
+    has a sandbox is not cut: sandboxes that nobody uses would be in the way of others, for ever if these have
+    to end first.
+    """
 
     def __init__(self, config: RolloutConfig, parts: Parts) -> None:
         self._config = config
         self._parts = parts
         manager = config.manager
-        self._player = Player(parts.prompts, manager.max_turns, manager.max_observation_tokens)
+        limits = Limits(
+            turns=manager.max_turns,
+            observation_tokens=manager.max_observation_tokens,
+            seconds=manager.rollout_timeout_s,
+        )
+        self._player = Player(parts.prompts, limits)
         self._kept: dict[tuple[int, int], Episode] = {}
         """Group and sample -> attempt that a round has interrupted."""
         self._being_judged = 0
@@ -76,35 +84,43 @@ class LocalRollouts:
     async def close(self) -> None:
         """See `Rollouts`."""
         kept, self._kept = list(self._kept.values()), {}
-        async with asyncio.timeout(self._config.manager.teardown_timeout_s):
-            await asyncio.gather(*(each.environment.close() for each in kept), return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._config.manager.teardown_timeout_s):
+                await asyncio.gather(*(each.environment.close() for each in kept), return_exceptions=True)
         await self._parts.manager.close()
 
     async def _respond(self, work: Work, append: Append, scope: Scope) -> None:
-        causes: list[str] = []
+        """Attempts, until one has ended or has what the round allows."""
+        response = work.response
         while True:
             try:
                 return await self._attempt(work, append, scope)
+            except LostError as error:
+                cause, has_failed = str(error), False
             except (SandboxError, EnvironmentFaultError) as error:
-                causes.append(f"{type(error).__name__}: {error}")
-            self._parts.count("restarted")
-            if len(causes) > self._config.manager.max_restarts:
+                cause, has_failed = f"{type(error).__name__}: {error}", True
+            if has_failed and response.num_failures >= self._config.manager.max_restarts:
                 raise RolloutError(
-                    f"task {work.task.key}: given up after {len(causes)} attempts "
-                    f"(rollout.manager.max_restarts): {'; '.join(causes)}. Nothing is lost: put right what "
-                    "failed, and start again"
+                    f"task {work.task.key}: given up after {response.num_failures} restarts "
+                    f"(rollout.manager.max_restarts): {cause}. Nothing is lost: put right what failed, and "
+                    "start again"
                 )
-            append(restarted(work.group, work.sample, work.response.attempt + 1, causes[-1]))
+            self._parts.count("restarted/failed" if has_failed else "restarted/lost")
+            append(restarted(work.group, work.sample, response.attempt + 1, cause, has_failed=has_failed))
+            if has_failed:
+                await asyncio.sleep(min(FIRST_WAIT_S * 2**response.num_failures, LONGEST_WAIT_S))
 
     async def _attempt(self, work: Work, append: Append, scope: Scope) -> None:
         key, response = (work.group, work.sample), work.response
-        episode = self._kept.pop(key, None) or Episode(
-            task=work.task, environment=make_environment(work.task, self._parts.services)
-        )
+        episode = self._kept.pop(key, None) or self._begun(work)
         keeps = False
         try:
-            if not response.is_finished:
-                await self._play(episode, work, append, scope)
+            session = self._session(work, append)
+            if response.is_finished:
+                # Killed before it was judged: what is to be judged has to be there again.
+                await self._player.begin(episode, session, scope, append)
+            else:
+                await self._player.play(episode, session, scope, append)
             if not response.is_finished:
                 keeps, self._kept[key] = True, episode
                 return
@@ -115,22 +131,27 @@ class LocalRollouts:
             if not keeps:
                 await scope.teardown(episode.environment.close(), f"environment {work.task.environment}")
 
-    async def _play(self, episode: Episode, work: Work, append: Append, scope: Scope) -> None:
-        session = Session(
+    def _begun(self, work: Work) -> Episode:
+        """A new attempt. Raises `EnvironmentFaultError` for an environment that cannot be made."""
+        try:
+            environment = make_environment(work.task, self._parts.services)
+        except (ConfigError, EnvironmentFaultError, SandboxError):
+            raise
+        except Exception as error:
+            raise EnvironmentFaultError(f"it cannot be made: {type(error).__name__}: {error}") from error
+        return Episode(task=work.task, environment=environment)
+
+    def _session(self, work: Work, append: Append) -> Session:
+        is_cut = not work.task.needs_sandbox
+        return Session(
             Identity(task=work.task.key, group=work.group, sample=work.sample, seed=work.seed),
             work.response,
             work.media,
             asking=self._parts.asking,
             vocabulary=self._parts.prompts,
-            allowed=work.allowed,
+            allowed=work.allowed if is_cut else replace(work.allowed, cap=None),
             append=append,
         )
-        try:
-            async with asyncio.timeout(self._config.manager.rollout_timeout_s):
-                await self._player.play(episode, session, scope, append)
-        except TimeoutError:
-            self._parts.count("timeout")
-            append(ended(work.group, work.sample, work.response, Ended.TIMEOUT))
 
     async def _judge(self, episode: Episode, work: Work, scope: Scope) -> Verdict:
         """The verdict on a response that has ended, scored or failed. Raises `RolloutError` for none."""
@@ -146,14 +167,14 @@ class LocalRollouts:
 
     def _whole(self, episode: Episode, response: Response) -> base.Response:
         """A response as judges see it."""
-        branch = response.branches[-1] if response.branches else None
-        turns = turns_of(branch) if branch else []
-        last = branch.token_ids[slice(*turns[-1])] if branch and turns else no_tokens()
+        branch = response.branches[response.current] if response.branches else Branch()
+        turns = branch.turns()
+        last = branch.token_ids[slice(*turns[-1])] if turns else branch.token_ids
         return base.Response(
             text=self._parts.prompts.decode(last),
             num_tokens=len(response.token_ids),
             ended=response.ended is Ended.STOP,
-            messages=tuple(episode.messages) if len(turns) > 1 or response.num_turns > 1 else (),
+            messages=tuple(episode.messages),
         )
 
     async def _judged(self, episode: Episode, response: base.Response) -> Verdict:

@@ -45,7 +45,13 @@ class Prompting(Vocabulary, Protocol):
         """What the policy sees first."""
 
     def following(
-        self, task: str, messages: Sequence[Message], media: tuple[bytes, ...], *, thinking: bool
+        self,
+        task: str,
+        messages: Sequence[Message],
+        media: tuple[bytes, ...],
+        *,
+        thinking: bool,
+        last_id: int | None = None,
     ) -> Observed:
         """What it sees behind a turn that it has ended."""
 
@@ -120,9 +126,17 @@ class Prompts:
         return Observed(ids, media)
 
     def following(
-        self, task: str, messages: Sequence[Message], media: tuple[bytes, ...], *, thinking: bool
+        self,
+        task: str,
+        messages: Sequence[Message],
+        media: tuple[bytes, ...],
+        *,
+        thinking: bool,
+        last_id: int | None = None,
     ) -> Observed:
         """What the policy sees behind a turn that it has ended: results of its calls, or a user's turn.
+
+        `last_id`: last token of the turn, which gets `<|im_end|>` where that is not it; None where it is.
 
         Raises `RolloutError` for messages that cannot follow.
         """
@@ -132,16 +146,10 @@ class Prompts:
             for message in messages
             if message.get("role") == "tool"
         ]
-        said: dict[str, Any] = {"role": "assistant", "content": "."}
-        if calls:
-            said["tool_calls"] = calls
-        before: list[Message] = [{"role": "user", "content": "."}, said]
-        ids = self._ids(task, [*before, *messages], (), thinking=thinking)
-        without = self._ids(task, before, (), thinking=thinking)
-        # Both end with where the assistant begins, which is what a lone user's turn has behind its end.
-        alone = self._ids(task, before[:1], (), thinking=thinking)
-        begins = len(alone) - 1 - alone.index(self.stop_ids[0])
-        return Observed(ids[len(without) - begins :], media)
+        said: dict[str, Any] = {"role": "assistant", "content": ".", "tool_calls": calls}
+        ids = self._ids(task, [said, *messages], (), thinking=thinking)
+        end = self.stop_ids[0]
+        return Observed(ids[ids.index(end) + (last_id in (None, end)) :], media)
 
     def shortened(self, message: Message, max_tokens: int) -> Message:
         """The message, its longest text cut in the middle where it has more tokens than that."""

@@ -2,8 +2,8 @@
 
     medium      an image that the group has not had, once
     segment     what a request has added: place, observed and drawn tokens, log-probabilities, versions
-    observed    what an environment has answered, for people: messages, seconds
-    restarted   its environment failed: another attempt begins
+    observed    what an environment has answered: messages, calls, seconds
+    restarted   its environment failed, or was lost: another attempt begins
     ended       why it gets no more tokens
     judged      its verdict
 
@@ -11,12 +11,11 @@ Records of one response are numbered by segment and attempt, so that reading the
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from k25_train.environments.base import Verdict
+from k25_train.environments.environment import Action, Observation
 from k25_train.rollout.engines.base import FinishReason, VersionSpan
 from k25_train.rollout.records import Record
 from k25_train.rollout.trajectory import Ended, Response, Segment
@@ -32,7 +31,7 @@ def apply_record(record: Record, response: Response, media: dict[str, bytes]) ->
     """Take a record of a response in; `media`: of its group. Raises ValueError for one that cannot follow."""
     header = record.header
     attempt = header.get("attempt", 0)
-    if attempt < response.attempt and header["kind"] in (SEGMENT, ENDED):
+    if attempt < response.attempt and header["kind"] in (SEGMENT, OBSERVED, ENDED):
         return
     match header["kind"]:
         case "medium":
@@ -40,10 +39,10 @@ def apply_record(record: Record, response: Response, media: dict[str, bytes]) ->
         case "segment":
             _extend(record, response)
         case "observed":
-            pass
+            response.answered(header["turn"], header.get("calls", 0), is_unread=bool(header.get("fault")))
         case "restarted":
             if attempt > response.attempt:
-                response.start_over(attempt)
+                response.start_over(attempt, has_failed=header.get("failed", True))
         case "ended":
             response.ended = response.ended or Ended(header["why"])
         case "judged":
@@ -117,26 +116,44 @@ def extended(group: int, sample: int, response: Response, segment: Segment, shar
 
 
 def observed(
-    group: int, sample: int, response: Response, messages: Sequence[Mapping[str, Any]], seconds: float
+    group: int,
+    sample: int,
+    response: Response,
+    turn: int,
+    observation: Observation,
+    action: Action,
+    seconds: float,
 ) -> Record:
-    """An environment has answered the response's latest turn."""
+    """An environment has answered a turn: for people, and for figures."""
     return Record(
         {
             "kind": OBSERVED,
             "group": group,
             "sample": sample,
             "attempt": response.attempt,
-            "turn": response.num_turns - 1,
-            "messages": [dict(message) for message in messages],
+            "turn": turn,
+            "messages": [dict(message) for message in observation.messages],
+            "media": [digest_of(image) for image in observation.media],
+            "calls": len(action.calls),
+            "fault": action.fault,
             "seconds": round(seconds, 6),
         }
     )
 
 
-def restarted(group: int, sample: int, attempt: int, cause: str) -> Record:
-    """Attempt `attempt` begins, from 1 on, and why the one before came to nothing."""
-    header = {"kind": RESTARTED, "group": group, "sample": sample, "attempt": attempt, "cause": cause}
-    return Record(header)
+def restarted(group: int, sample: int, attempt: int, cause: str, *, has_failed: bool) -> Record:
+    """Attempt `attempt` begins, from 1 on, and why the one before came to nothing: its environment failed, or
+    was only lost with the process that had it."""
+    return Record(
+        {
+            "kind": RESTARTED,
+            "group": group,
+            "sample": sample,
+            "attempt": attempt,
+            "cause": cause,
+            "failed": has_failed,
+        }
+    )
 
 
 def ended(group: int, sample: int, response: Response, why: Ended) -> Record:

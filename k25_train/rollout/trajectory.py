@@ -89,6 +89,11 @@ class Branch:
         """[n] bool: which it drew in this branch."""
         return self.drawn & (np.arange(len(self.versions)) >= self.num_shared)
 
+    def turns(self) -> list[tuple[int, int]]:
+        """Start and stop of what each turn drew: something is observed between two."""
+        edges = np.flatnonzero(np.diff(self.drawn.astype(np.int8), prepend=0, append=0))
+        return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
+
     @property
     def prompt_tokens(self) -> int:
         """Tokens in front of the first that was drawn."""
@@ -133,8 +138,18 @@ class Response:
     """Branch whose turn was interrupted and goes on; -1 for none."""
     num_turns: int = 0
     """Turns that have begun."""
+    current: int = -1
+    """Branch of the latest segment; -1 for none."""
+    num_answers: int = 0
+    """Turns to which the record has what the environment said."""
+    num_calls: int = 0
+    """Calls of tools."""
+    num_unread: int = 0
+    """Turns whose calls could not be read."""
     attempt: int = 0
     """Times that it has started over."""
+    num_failures: int = 0
+    """Those in which its environment failed, and was not only lost."""
     ended: Ended | None = None
     """Why it ended; None while it goes on."""
     verdict: Verdict | None = None
@@ -198,12 +213,25 @@ class Response:
         is_same_round = segment.round == self.last_round
         self.round_tokens = len(segment.token_ids) + (self.round_tokens if is_same_round else 0)
         self.last_round = segment.round
-        self.open_branch = number if segment.finish_reason is FinishReason.aborted else -1
+        self.current = number
+        if segment.finish_reason is FinishReason.aborted:
+            self.open_branch = number
+        elif self.open_branch == number:
+            self.open_branch = -1
 
-    def start_over(self, attempt: int) -> None:
+    def answered(self, turn: int, num_calls: int, *, is_unread: bool) -> None:
+        """Take in that the environment has said something to a turn, once."""
+        if turn >= self.num_answers:
+            self.num_answers = turn + 1
+            self.num_calls += num_calls
+            self.num_unread += is_unread
+
+    def start_over(self, attempt: int, *, has_failed: bool) -> None:
         """Forget what there is: another attempt begins. Its tokens stay in the journal, and do not train."""
-        self.branches, self.open_branch, self.attempt, self.ended = [], -1, attempt, None
-        self.num_turns = 0
+        self.branches, self.open_branch, self.current = [], -1, -1
+        self.num_turns = self.num_answers = self.num_calls = self.num_unread = 0
+        self.attempt, self.ended = attempt, None
+        self.num_failures += has_failed
 
 
 @dataclass(slots=True, kw_only=True)

@@ -95,7 +95,13 @@ class PlainPrompts:
         return Observed(tuple(task.encode()[-8:]), media)
 
     def following(
-        self, task: str, messages: Sequence[Message], media: tuple[bytes, ...], *, thinking: bool
+        self,
+        task: str,
+        messages: Sequence[Message],
+        media: tuple[bytes, ...],
+        *,
+        thinking: bool,
+        last_id: int | None = None,
     ) -> Observed:
         return Observed(tuple(str(messages[0]["content"]).encode()), media)
 
