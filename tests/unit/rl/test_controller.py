@@ -188,7 +188,7 @@ class TestFaults:
     def test_an_answer_that_cannot_be_used_is_asked_for_again(
         self, fault: str, kind: str, tmp_path: Path
     ) -> None:
-        rollout = rollout_config(request_timeout_s=0.05) if fault == "hang" else rollout_config()
+        rollout = rollout_config(request_timeout_s=0.3) if fault == "hang" else rollout_config()
         whole = Rollouts(tmp_path / "whole").run(all_steps)
         rollouts = Rollouts(tmp_path / "faulty", rollout=rollout, engine=ScriptedEngine(faults=[fault] * 2))
         assert rollouts.run(all_steps) == whole
