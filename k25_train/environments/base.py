@@ -46,6 +46,8 @@ class Task:
     """What that environment reads, as JSON has it: tools, files, limits."""
     max_turns: int | None = None
     """Turns that the policy gets; None for as many as `rollout.manager.max_turns` allows."""
+    agent: tuple[str, ...] = ()
+    """Command of an agent that acts instead of our loop, through the gateway; none for our loop."""
     needs_sandbox: bool = False
     """Whether its environment opens a sandbox, of which there are only so many."""
 

@@ -50,6 +50,8 @@ class _Source:
     def task(self, split: Split, item: int) -> Task:
         """A task; one that rubrics judge as well has the judge that puts both together."""
         task = self.family.task(split, item)
+        if self.config.agent:
+            task = replace(task, agent=tuple(self.config.agent))
         if not self.config.rubrics:
             return task
         return replace(task, judge=with_rubrics(task.judge, self.name))

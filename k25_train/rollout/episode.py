@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from k25_train.environments.base import Task
 from k25_train.environments.environment import Action, Environment, Observation
+from k25_train.rollout.agents import Agents
 from k25_train.rollout.engines.base import FinishReason
 from k25_train.rollout.environment_calls import LostError, asked
 from k25_train.rollout.manager.scope import Scope
@@ -60,10 +61,16 @@ class Episode:
 class Player:
     """Plays attempts with one tokenizer, any number at once."""
 
-    def __init__(self, prompts: Prompting, limits: Limits) -> None:
-        """`prompts`: between messages and ids."""
+    def __init__(self, prompts: Prompting, limits: Limits, agents: Agents) -> None:
+        """
+        Args:
+            prompts: between messages and ids.
+            limits: of an attempt.
+            agents: act where a task names one.
+        """
         self._prompts = prompts
         self._limits = limits
+        self._agents = agents
 
     async def play(self, episode: Episode, session: Session, scope: Scope, append: Append) -> None:
         """Go on with an attempt until it ends, or has what its round allows.
@@ -73,11 +80,13 @@ class Player:
         """
         why = await self.begin(episode, session, scope, append)
         clock = asyncio.get_running_loop().time
-        # An engine may be waited for: time counts from the first turn on.
-        since = clock() if session.response.num_turns else None
+        # An engine may be waited for: time counts from the first turn on, and from the start for agents.
+        since = clock() if session.response.num_turns or episode.task.agent else None
         left_s = max(self._limits.seconds - episode.used_s, 0.0)
         try:
             async with asyncio.timeout(left_s if since is not None else None) as limit:
+                if why is None and episode.task.agent:
+                    why = await self._have_agent_act(episode, session, scope)
                 while why is None:
                     reason = await self._turn(episode, session, scope)
                     if since is None:
@@ -103,7 +112,8 @@ class Player:
         response, branches = session.response, session.response.branches
         if episode.observation is not None:
             return response.ended
-        if branches and (not episode.environment.is_replayable or len(branches) > 1):
+        can_replay = episode.environment.is_replayable and not episode.task.agent
+        if branches and not (can_replay and len(branches) == 1):
             raise LostError(f"{episode.task.environment}: it cannot go on where it was")
         with scope.phase("reset", episode.task.environment):
             episode.observation = await asked("reset", episode.environment.reset(), self._limits.seconds)
@@ -135,6 +145,14 @@ class Player:
             why = await self._act(episode, session, scope, append, turn=(number, start, stop))
             before = stop
         return why
+
+    async def _have_agent_act(self, episode: Episode, session: Session, scope: Scope) -> Ended:
+        task, opening = episode.task, episode.observation
+        assert opening is not None, "an environment was reset"
+        with scope.phase("agent", task.agent[0]):
+            acted = await self._agents.act(task, episode.environment, opening, session, scope)
+        episode.messages = list(acted.messages)
+        return acted.ended
 
     async def _turn(self, episode: Episode, session: Session, scope: Scope) -> FinishReason:
         """Have the policy take its turn, or go on with it; why it ended."""

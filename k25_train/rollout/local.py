@@ -6,7 +6,7 @@ reward of 0. After so many times the run ends with the task's name.
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from k25_train.config.rollout import RolloutConfig
 from k25_train.environments import base
@@ -15,6 +15,7 @@ from k25_train.environments.environment import EnvironmentFaultError, Services
 from k25_train.environments.registry import make_environment
 from k25_train.environments.sandboxes.base import SandboxError
 from k25_train.errors import ConfigError, RolloutError
+from k25_train.rollout.agents import Agents, NoAgents
 from k25_train.rollout.asking import Asking
 from k25_train.rollout.environment_calls import LostError
 from k25_train.rollout.episode import Append, Episode, Limits, Player
@@ -42,6 +43,8 @@ class Parts:
     """Admits and watches."""
     count: Count
     """Told what has happened, by kind."""
+    agents: Agents = field(default_factory=NoAgents)
+    """Has agents act."""
 
 
 class LocalRollouts:
@@ -49,7 +52,7 @@ class LocalRollouts:
 
     A response that its round has cut keeps its environment until it is asked for again. One whose environment
     has a sandbox is not cut: sandboxes that nobody uses would be in the way of others, for ever if these have
-    to end first.
+    to end first. Nor is one that an agent makes, which does not know of rounds.
     """
 
     def __init__(self, config: RolloutConfig, parts: Parts) -> None:
@@ -61,7 +64,7 @@ class LocalRollouts:
             observation_tokens=manager.max_observation_tokens,
             seconds=manager.rollout_timeout_s,
         )
-        self._player = Player(parts.prompts, limits)
+        self._player = Player(parts.prompts, limits, parts.agents)
         self._kept: dict[tuple[int, int], Episode] = {}
         """Group and sample -> attempt that a round has interrupted."""
         self._being_judged = 0
@@ -142,7 +145,7 @@ class LocalRollouts:
         return Episode(task=work.task, environment=environment)
 
     def _session(self, work: Work, append: Append) -> Session:
-        is_cut = not work.task.needs_sandbox
+        is_cut = not work.task.needs_sandbox and not work.task.agent
         return Session(
             Identity(task=work.task.key, group=work.group, sample=work.sample, seed=work.seed),
             work.response,
