@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from k25_train.environments.base import Status
-from k25_train.environments.sandbox import open_sandbox
+from k25_train.environments.sandboxes.one_shot import open_sandbox
 from k25_train.rl.rewards.text_rules import apply_rule
 from k25_train.rl.rewards.workers import RuleWorkers
 from tests.helpers.sandboxes import LIMITS, PYTHON

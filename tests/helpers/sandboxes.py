@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from k25_train.environments.bubblewrap import Limits
+from k25_train.environments.sandboxes.command_line import Limits
 
 LIMITS = Limits(
     wall_s=20.0,

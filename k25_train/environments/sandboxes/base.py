@@ -9,6 +9,7 @@ nothing is left behind when an owner is killed (`Sandboxes.reconcile`).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 from k25_train.errors import K25Error
@@ -29,6 +30,8 @@ class Ending(StrEnum):
     OUT_OF_TIME = "out of time"
     OUT_OF_MEMORY = "out of memory"
     TOO_MUCH_OUTPUT = "too much output"
+    DESTROYED = "sandbox destroyed"
+    """What ran in the sandbox has ended the sandbox itself, now or before: the policy's doing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,24 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxLimits:
+    """What one sandbox may take: `environment.sandbox` of the configuration."""
+
+    cpus: float
+    """Processors."""
+    memory_bytes: int
+    """Memory of all processes, files in memory included."""
+    disk_bytes: int
+    """Files in `WORK`."""
+    processes: int
+    """Processes and threads at once."""
+    output_bytes: int
+    """What one command may print."""
+    ttl_s: float
+    """Seconds that it may live."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
     """What a sandbox is to be like."""
 
@@ -56,6 +77,11 @@ class SandboxSpec:
     """Whether it may reach the network."""
     image: str = ""
     """Other image than the configured one; empty for that."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Absolute path within -> folder of this machine that is seen there, read-only, such as a corpus."""
+    ports: tuple[int, ...] = ()
+    """Ports of this machine's loopback, such as the gateway's, that are reached under the same numbers of its
+    own loopback, without a network."""
 
 
 class Process(Protocol):
@@ -92,14 +118,16 @@ class SandboxSession(Protocol):
         """Start a command that goes on."""
 
     async def write(self, path: str, content: bytes) -> None:
-        """Write a file, with its folders."""
+        """Write a file, with its folders. Raises OSError where the sandbox has no room or no place for it."""
 
     async def read(self, path: str, max_bytes: int) -> bytes:
-        """Read a regular file. Raises FileNotFoundError, and ValueError for one that is longer or no file."""
+        """Read a regular file. Raises FileNotFoundError, ValueError for one that is longer or no file, and
+        other OSErrors for one that may not be read."""
 
     async def snapshot(self, max_bytes: int) -> dict[str, bytes]:
-        """Path below `WORK` -> content of all regular files, no links or devices. Raises ValueError for more
-        bytes than that."""
+        """Path below `WORK` -> content of all regular files, no links or devices, where the
+        folder is readable; nothing of a sandbox that was destroyed from within. Raises ValueError for more
+        bytes than that, names included."""
 
     async def close(self) -> None:
         """End it with all that runs in it. Twice is as once."""
@@ -107,6 +135,11 @@ class SandboxSession(Protocol):
 
 class Sandboxes(Protocol):
     """Opens sandboxes of one kind."""
+
+    @property
+    def contained(self) -> Mapping[str, int]:
+        """How often which limit has held, by cause: an `Ending`, `processes`, `processors`, `disk` or
+        `expired`."""
 
     async def open(self, spec: SandboxSpec) -> SandboxSession:
         """A new one. Waits while there are as many as there may be."""

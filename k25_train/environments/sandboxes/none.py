@@ -1,11 +1,18 @@
 """The sandboxes of a run whose tasks need none."""
 
+from collections.abc import Mapping
+
 from k25_train.environments.sandboxes.base import SandboxSession, SandboxSpec
 from k25_train.errors import MachineError
 
 
 class NoSandboxes:
     """See `Sandboxes`."""
+
+    @property
+    def contained(self) -> Mapping[str, int]:
+        """Nothing."""
+        return {}
 
     async def open(self, spec: SandboxSpec) -> SandboxSession:
         """Raises MachineError: a task asks for what it did not say it needs."""

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from k25_train.environments.base import Judge, Response, Status, Task, Verdict, unscored
-from k25_train.environments.bubblewrap import Limits
-from k25_train.environments.sandbox import open_sandbox
+from k25_train.environments.sandboxes.command_line import Limits
+from k25_train.environments.sandboxes.one_shot import open_sandbox
 from k25_train.errors import ConfigError
 from k25_train.rl.rewards.answer import Answer
 from k25_train.rl.rewards.composite import Check, CompositeJudge, Recipe, RubricCheck

@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from k25_train.environments import in_sandbox
 from k25_train.environments.base import ACCURACY, Verdict, failed, scored, unscored
-from k25_train.environments.in_sandbox import from_plain, to_plain
-from k25_train.environments.sandbox import Sandbox
+from k25_train.environments.sandboxes import in_sandbox
 from k25_train.environments.sandboxes.base import Ending, Finished
+from k25_train.environments.sandboxes.in_sandbox import from_plain, to_plain
+from k25_train.environments.sandboxes.one_shot import Sandbox
 from k25_train.rl.rewards.answer import Answer
 from k25_train.rl.rewards.extraction import last_code
 from k25_train.rl.rewards.faults import ResponseFaultError, TaskFaultError, needed, number_of

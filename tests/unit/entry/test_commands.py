@@ -333,7 +333,7 @@ def test_streams_are_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> No
     assert (sys.stdout, sys.stderr) == before
 
 
-CHILDREN = ("k25_train/rl/rewards/worker.py", "k25_train/environments/in_sandbox.py")
+CHILDREN = ("k25_train/rl/rewards/worker.py", "k25_train/environments/sandboxes/in_sandbox.py")
 """Processes that are no commands: our own code starts them, talks to them by pipes, and judges their end."""
 
 

@@ -136,7 +136,7 @@ def test_imports_follow_the_rules(path: Path) -> None:
         ("k25_train.objectives.base", "torch.distributed"),
         ("k25_train.train", "launch.slurm"),
         ("k25_train.parameters.released", "torch.nn"),
-        ("k25_train.environments.sandbox", "k25_train.data.batch"),
+        ("k25_train.environments.sandboxes.one_shot", "k25_train.data.batch"),
         ("k25_train.config.schema", "omegaconf"),
         ("launch.slurm", "torch"),
         ("k25_train.rollout.engines.pool", "k25_train.training.run"),

@@ -11,8 +11,8 @@ _OWN_CELLS = "cells that this project's families of traces write, in a process o
 ALLOWED = {
     ("k25_train/checkpoint/agreement.py", "torch.distributed.broadcast_object_list"): _OWN_RANKS,
     ("k25_train/checkpoint/agreement.py", "torch.distributed.all_gather_object"): _OWN_RANKS,
-    ("k25_train/environments/in_sandbox.py", "compile"): "it runs in a sandbox",
-    ("k25_train/environments/in_sandbox.py", "exec"): "it runs in a sandbox",
+    ("k25_train/environments/sandboxes/in_sandbox.py", "compile"): "it runs in a sandbox",
+    ("k25_train/environments/sandboxes/in_sandbox.py", "exec"): "it runs in a sandbox",
     ("k25_train/export/live.py", "torch.distributed.gather_object"): _OWN_RANKS,
     ("k25_train/startup/packages.py", "importlib.import_module"): _OWN_NAME,
     ("k25_train/data/traces/session_process.py", "compile"): _OWN_CELLS,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from k25_train.environments.base import Status, Verdict
-from k25_train.environments.in_sandbox import from_plain, to_plain
-from k25_train.environments.sandbox import open_sandbox
+from k25_train.environments.sandboxes.in_sandbox import from_plain, to_plain
+from k25_train.environments.sandboxes.one_shot import open_sandbox
 from k25_train.errors import MachineError
 from k25_train.rl.rewards.answer import Answer
 from k25_train.rl.rewards.unit_tests import UnitTests, same

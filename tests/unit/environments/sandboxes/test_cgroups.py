@@ -1,9 +1,9 @@
 """Groups of both versions, on folders that look like the kernel's."""
 
-import os
+from dataclasses import replace
 from pathlib import Path
 
-from k25_train.environments import cgroups
+from k25_train.environments.sandboxes import cgroups, owners
 
 
 def version_2(root: Path, own: str) -> Path:
@@ -23,17 +23,19 @@ def test_version_2_has_one_group_with_both_limits(tmp_path: Path) -> None:
     own_groups = version_2(tmp_path / "cgroup", "/job/step")
     (found,) = cgroups.hierarchies(tmp_path / "cgroup", own_groups)
     assert (found.parent, found.version) == (tmp_path / "cgroup/job/step", 2)
-    assert (found.parent / "cgroup.subtree_control").read_text() == "+memory +pids"
-    group = cgroups.make_group([found], 1 << 20, 7)
+    assert found.limits == ("memory", "pids", "cpu")
+    assert (found.parent / "cgroup.subtree_control").read_text() == "+cpu"
+    group = cgroups.make_group([found], "label", 1 << 20, 7, 0.5)
     (folder,) = group.folders
     assert (folder / "memory.max").read_text() == str(1 << 20)
     assert (folder / "memory.swap.max").read_text() == "0"
     assert (folder / "pids.max").read_text() == "7"
+    assert (folder / "cpu.max").read_text() == "50000 100000"
     assert group.entrances == [str(folder / "cgroup.procs")]
     (folder / "memory.events").write_text("oom 1\noom_kill 0\n")
-    assert not group.was_out_of_memory()
+    assert group.memory_kills() == 0
     (folder / "memory.events").write_text("oom 1\noom_kill 2\n")
-    assert group.was_out_of_memory()
+    assert group.memory_kills() == 2
 
 
 def test_version_1_has_a_group_in_each_hierarchy(tmp_path: Path) -> None:
@@ -41,11 +43,13 @@ def test_version_1_has_a_group_in_each_hierarchy(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "cgroup.procs").write_text("")
     found = cgroups.hierarchies(tmp_path)
-    assert [hierarchy.limits for hierarchy in found] == [("memory",), ("pids",)]
-    memory, pids = cgroups.make_group(found, 1 << 20, 7).folders
+    assert [hierarchy.limits for hierarchy in found] == [("memory",), ("pids",), ("cpu",)]
+    memory, pids, cpu = cgroups.make_group(found, "label", 1 << 20, 7, 1.5).folders
     assert (memory / "memory.limit_in_bytes").read_text() == str(1 << 20)
     assert (pids / "pids.max").read_text() == "7"
+    assert (cpu / "cpu.cfs_quota_us").read_text() == "150000"
     assert not (memory / "pids.max").exists()
+    assert not (pids / "cpu.cfs_quota_us").exists()
 
 
 def test_nothing_is_found_where_nothing_is_writable(tmp_path: Path) -> None:
@@ -54,14 +58,21 @@ def test_nothing_is_found_where_nothing_is_writable(tmp_path: Path) -> None:
 
 def test_groups_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path: Path) -> None:
     where = [cgroups.Hierarchy(tmp_path, ("pids",), 1)]
-    alive = cgroups.make_group([], 1, 1)
-    assert alive.folders == ()
-    mine = tmp_path / f"{cgroups.PREFIX}-{cgroups._owner()}-0"
-    dead = tmp_path / f"{cgroups.PREFIX}-999999999.5-0"
-    # The number is taken again, by a process that began at another time.
-    again = tmp_path / f"{cgroups.PREFIX}-{os.getpid()}.1-0"
-    other = tmp_path / "other-1.1"
-    for folder in (mine, dead, again, other):
+    here = owners.this_process("run")
+    labels = {
+        "mine": here.label(60),
+        "mine, expired": here.label(-1),
+        "dead": replace(here, pid=999999999).label(60),
+        # The number is taken again, by a process that began at another time.
+        "again": replace(here, started="1").label(60),
+        # Of another machine or container nobody here knows who lives.
+        "elsewhere": replace(here, pid=999999999, machine="00000000").label(60),
+        "elsewhere, expired": replace(here, machine="00000000").label(-1),
+        "nobody's": "1.1-x",
+    }
+    folders = {name: tmp_path / f"{cgroups.PREFIX}-{label}" for name, label in labels.items()}
+    for folder in folders.values():
         folder.mkdir()
-    assert cgroups.remove_orphans(where) == 2
-    assert [folder.exists() for folder in (mine, dead, again, other)] == [True, False, False, True]
+    assert cgroups.remove_orphans(where) == 4
+    left = {name for name, folder in folders.items() if folder.exists()}
+    assert left == {"mine", "elsewhere", "nobody's"}

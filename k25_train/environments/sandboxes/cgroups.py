@@ -1,12 +1,12 @@
-"""Groups of processes with limits of memory and number, where the kernel lets this process make some.
+"""Groups of processes with limits of memory, number and processors, where the kernel lets us make some.
 
-Version 1: a group in each of the hierarchies `memory` and `pids`, at the root of what is mounted. Version 2:
-one group below this process's own, or next to it, as delegation has it. A group's name has the process that
-made it, so that groups of processes that were killed are found and removed by whoever comes next.
+Version 1: a group in each of the hierarchies `memory`, `pids` and `cpu`, at the root of what is mounted.
+Version 2: one group below this process's own, or next to it, as delegation has it. A group's name has a label
+(`owners.py`), so that groups of processes that were killed are found and removed by whoever comes next.
 """
 
+import asyncio
 import contextlib
-import itertools
 import os
 import signal
 import time
@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from k25_train.environments.sandboxes import owners
+
 ROOT = Path("/sys/fs/cgroup")
 PREFIX = "k25-sandbox"
-_NUMBER = itertools.count()
+_PERIOD_US = 100_000
+"""Of quotas of processor time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Hierarchy:
     parent: Path
     """Folder in which a group is a folder."""
     limits: tuple[str, ...]
-    """What it limits: `memory`, `pids`."""
+    """What it limits: `memory`, `pids`, `cpu`."""
     version: int
     """1 or 2."""
 
@@ -42,14 +45,26 @@ class Group:
         """Files to which a process writes its id to belong to the group."""
         return [str(folder / "cgroup.procs") for folder in self.folders]
 
-    def was_out_of_memory(self) -> bool:
-        """Whether the kernel killed a process of it for memory."""
-        lines: list[str] = []
+    def memory_kills(self) -> int:
+        """How many of its processes the kernel has killed for memory."""
+        return self._count("oom_kill", "memory.oom_control", "memory.events")
+
+    def process_refusals(self) -> int:
+        """How many processes it was refused, as it had as many as it may."""
+        return self._count("max", "pids.events")
+
+    def throttled(self) -> int:
+        """How many periods of 0.1 s it has spent waiting for a processor, as it had had its share."""
+        return self._count("nr_throttled", "cpu.stat")
+
+    def _count(self, key: str, *names: str) -> int:
+        count = 0
         for folder in self.folders:
-            for name in ("memory.oom_control", "memory.events"):
+            for name in names:
                 with contextlib.suppress(OSError):
-                    lines += (folder / name).read_text(encoding="utf-8").splitlines()
-        return any(line.startswith("oom_kill ") and line.split()[1] != "0" for line in lines)
+                    for line in (folder / name).read_text(encoding="utf-8").splitlines():
+                        count += int(line.split()[1]) if line.startswith(f"{key} ") else 0
+        return count
 
     def kill(self) -> None:
         """Kill all that is in it now."""
@@ -58,12 +73,21 @@ class Group:
 
     def remove(self, patience_s: float = 5.0) -> None:
         """Kill all that is in it until nothing is, and remove it. Gives up after `patience_s`."""
+        for _ in self._removing(patience_s):
+            time.sleep(0.002)
+
+    async def vanish(self, patience_s: float = 5.0) -> None:
+        """`remove` on an event loop."""
+        for _ in self._removing(patience_s):
+            await asyncio.sleep(0.002)
+
+    def _removing(self, patience_s: float) -> Iterator[None]:
         deadline = time.monotonic() + patience_s
         waiting = list(self.folders)
         while waiting and time.monotonic() < deadline:
             waiting = [folder for folder in waiting if not _removed(folder)]
             if waiting:
-                time.sleep(0.002)
+                yield
 
 
 def _kill(folder: Path) -> None:
@@ -90,17 +114,17 @@ def _removed(folder: Path) -> bool:
 
 
 def hierarchies(root: Path = ROOT, own_groups: Path = Path("/proc/self/cgroup")) -> list[Hierarchy]:
-    """Where this process may make groups; together they limit memory, pids, both or nothing."""
+    """Where this process may make groups; together they limit memory, pids, cpu, some of these or nothing."""
     if (root / "cgroup.controllers").exists():
-        return [Hierarchy(parent, ("memory", "pids"), 2) for parent in _delegated(root, own_groups)][:1]
+        return [Hierarchy(parent, limits, 2) for parent, limits in _delegated(root, own_groups)][:1]
     return [
         Hierarchy(root / name, (name,), 1)
-        for name in ("memory", "pids")
+        for name in ("memory", "pids", "cpu")
         if os.access(root / name / "cgroup.procs", os.W_OK) and _can_make(root / name)
     ]
 
 
-def _delegated(root: Path, own_groups: Path) -> Iterator[Path]:
+def _delegated(root: Path, own_groups: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
     own = next(
         (line[3:] for line in own_groups.read_text(encoding="utf-8").splitlines() if line.startswith("0::")),
         "/",
@@ -112,11 +136,16 @@ def _delegated(root: Path, own_groups: Path) -> Iterator[Path]:
             if not {"memory", "pids"} <= set(control.read_text(encoding="utf-8").split()):
                 control.write_text("+memory +pids", encoding="utf-8")
             if _can_make(parent):
-                yield parent
+                # Delegations often leave out processors.
+                with contextlib.suppress(OSError):
+                    if "cpu" not in control.read_text(encoding="utf-8").split():
+                        control.write_text("+cpu", encoding="utf-8")
+                has_cpu = "cpu" in control.read_text(encoding="utf-8").replace("+", " ").split()
+                yield parent, ("memory", "pids", *(("cpu",) if has_cpu else ()))
 
 
 def _can_make(parent: Path) -> bool:
-    trial = parent / f"{PREFIX}-{_owner()}-trial{next(_NUMBER)}"
+    trial = parent / f"{PREFIX}-{owners.this_process('').label(60)}"
     try:
         trial.mkdir()
         trial.rmdir()
@@ -125,24 +154,36 @@ def _can_make(parent: Path) -> bool:
     return True
 
 
-def make_group(where: list[Hierarchy], memory_bytes: int, processes: int) -> Group:
-    """A new group with these limits. Raises OSError if it cannot be made."""
-    name = f"{PREFIX}-{_owner()}-{next(_NUMBER)}"
+def make_group(
+    where: list[Hierarchy], label: str, memory_bytes: int, processes: int, cpus: float = 0.0
+) -> Group:
+    """A new group with these limits, of processors none where `cpus` is 0.
+
+    Raises OSError if it cannot be made.
+    """
+    name = f"{PREFIX}-{label}"
     made: list[Path] = []
     try:
         for hierarchy in where:
             folder = hierarchy.parent / name
             folder.mkdir()
             made.append(folder)
-            _limit(folder, hierarchy, memory_bytes, processes)
+            _limit(folder, hierarchy, memory_bytes, processes, cpus)
     except OSError:
         Group(tuple(made)).remove()
         raise
     return Group(tuple(made))
 
 
-def _limit(folder: Path, hierarchy: Hierarchy, memory_bytes: int, processes: int) -> None:
+def _limit(folder: Path, hierarchy: Hierarchy, memory_bytes: int, processes: int, cpus: float) -> None:
     is_second = hierarchy.version == 2
+    if "cpu" in hierarchy.limits and cpus:
+        quota = max(1000, int(cpus * _PERIOD_US))
+        if is_second:
+            (folder / "cpu.max").write_text(f"{quota} {_PERIOD_US}", encoding="utf-8")
+        else:
+            (folder / "cpu.cfs_period_us").write_text(str(_PERIOD_US), encoding="utf-8")
+            (folder / "cpu.cfs_quota_us").write_text(str(quota), encoding="utf-8")
     if "pids" in hierarchy.limits:
         (folder / "pids.max").write_text(str(processes), encoding="utf-8")
     if "memory" in hierarchy.limits:
@@ -155,24 +196,13 @@ def _limit(folder: Path, hierarchy: Hierarchy, memory_bytes: int, processes: int
 
 
 def remove_orphans(where: list[Hierarchy]) -> int:
-    """Remove groups whose maker is gone; returns how many folders these were."""
-    count = 0
+    """Remove groups that are nobody's any more, with what is in them; returns how many labels these were."""
+    here, now = owners.machine(), time.time()
+    labels = set()
     for hierarchy in where:
         for folder in hierarchy.parent.glob(f"{PREFIX}-*"):
-            pid, _, started = folder.name.removeprefix(f"{PREFIX}-").partition(".")
-            if pid.isdigit() and _started(int(pid)) != started.partition("-")[0]:
+            label = folder.name.removeprefix(f"{PREFIX}-")
+            if owners.may_be_removed(label, here, now):
                 Group((folder,)).remove()
-                count += 1
-    return count
-
-
-def _owner() -> str:
-    return f"{os.getpid()}.{_started(os.getpid())}"
-
-
-def _started(pid: int) -> str:
-    """When a process began, in clock ticks since the machine did; empty if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
+                labels.add(label)
+    return len(labels)

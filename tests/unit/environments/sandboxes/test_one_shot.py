@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from k25_train.environments import cgroups
-from k25_train.environments.bubblewrap import Limits
-from k25_train.environments.sandbox import open_sandbox
+from k25_train.environments.sandboxes import cgroups
 from k25_train.environments.sandboxes.base import Ending, Finished
+from k25_train.environments.sandboxes.command_line import Limits
+from k25_train.environments.sandboxes.one_shot import open_sandbox
 from k25_train.errors import MachineError
 from tests.helpers.project_sources import REPO
 from tests.helpers.sandboxes import LIMITS, PYTHON, needs_bubblewrap
@@ -146,7 +146,7 @@ def test_root_is_refused_where_processes_cannot_be_limited(monkeypatch: pytest.M
 
 KILLED = """
 import asyncio
-from k25_train.environments.sandbox import open_sandbox
+from k25_train.environments.sandboxes.one_shot import open_sandbox
 from tests.helpers.sandboxes import LIMITS, PYTHON
 async def main():
     sandbox = open_sandbox(LIMITS)

@@ -17,12 +17,22 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 
-from k25_train.environments import cgroups
-from k25_train.environments.bubblewrap import Limits, bubblewrap, exit_status, in_memory, launcher
+from k25_train.environments.sandboxes import cgroups, owners
 from k25_train.environments.sandboxes.base import Ending, Finished
+from k25_train.environments.sandboxes.command_line import (
+    Limits,
+    View,
+    bubblewrap,
+    exit_status,
+    in_memory,
+    kill,
+    launcher,
+)
 from k25_train.errors import MachineError
 
 _KILLED = 128 + 9
+_TEARDOWN_S = 60.0
+"""After its time anybody may remove a sandbox once so much more has passed."""
 
 
 class Sandbox:
@@ -33,6 +43,7 @@ class Sandbox:
         self.limits = limits
         self.hierarchies = cgroups.hierarchies()
         """Where groups of processes are made."""
+        self._owner = owners.this_process("")
         self._limits_memory = any("memory" in hierarchy.limits for hierarchy in self.hierarchies)
 
     async def run(
@@ -53,7 +64,8 @@ class Sandbox:
 
         Raises MachineError if the sandbox cannot be set up.
         """
-        with contextlib.ExitStack() as whole, contextlib.ExitStack() as start:
+        async with contextlib.AsyncExitStack() as whole:
+            start = whole.enter_context(contextlib.ExitStack())
             # 1. What it gets from here, which is closed again once it has it.
             for descriptor in descriptors:
                 start.callback(os.close, descriptor)
@@ -62,12 +74,13 @@ class Sandbox:
             start.callback(os.close, status_write)
             contents = {path: in_memory(content, start) for path, content in files.items()}
             group = self._group()
-            whole.callback(group.remove)
+            whole.push_async_callback(group.vanish)
 
             # 2. Start it.
             process = await asyncio.create_subprocess_exec(
                 *launcher(self.limits, group.entrances, self._limits_memory),
-                *bubblewrap(self.limits, contents, status_write),
+                *bubblewrap(View(disk_bytes=self.limits.disk_bytes, contents=contents)),
+                *["--json-status-fd", str(status_write), "--"],
                 *command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -91,7 +104,7 @@ class Sandbox:
             except TimeoutError:
                 ending = Ending.OUT_OF_TIME
             finally:
-                _kill(process)
+                kill(process)
                 group.kill()
                 await streams
                 await process.wait()
@@ -101,7 +114,10 @@ class Sandbox:
 
     def _group(self) -> cgroups.Group:
         try:
-            return cgroups.make_group(self.hierarchies, self.limits.memory_bytes, self.limits.processes)
+            label = self._owner.label(self.limits.wall_s + _TEARDOWN_S)
+            return cgroups.make_group(
+                self.hierarchies, label, self.limits.memory_bytes, self.limits.processes
+            )
         except OSError as error:
             raise MachineError(f"a group of processes for a sandbox cannot be made: {error}") from error
 
@@ -122,17 +138,12 @@ class _Output:
             self._pieces[number].append(piece[: self._left])
             if len(piece) > self._left:
                 self.is_too_much = True
-                _kill(self._process)
+                kill(self._process)
             self._left = max(0, self._left - len(piece))
 
     def texts(self) -> tuple[bytes, bytes]:
         """Standard output and error."""
         return b"".join(self._pieces[0]), b"".join(self._pieces[1])
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
 
 
 async def _feed(process: asyncio.subprocess.Process, stdin: bytes) -> None:
@@ -147,7 +158,7 @@ def _finished(
     ending: Ending, group: cgroups.Group, stdout: bytes, stderr: bytes, status: int | None
 ) -> Finished:
     """What it was. Raises MachineError where nothing ended it, and yet it never began."""
-    if ending is Ending.EXITED and group.was_out_of_memory():
+    if ending is Ending.EXITED and group.memory_kills():
         ending = Ending.OUT_OF_MEMORY
     if ending is Ending.EXITED and status is None:
         said = stderr.decode(errors="replace").strip()[-400:]
