@@ -17,7 +17,6 @@ from k25_train.config.schema import Config
 from k25_train.data.open_sources import tokenizer_path
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.environments.environment import Services
-from k25_train.environments.sandboxes.none import NoSandboxes
 from k25_train.export.hf_config import SpecialIds
 from k25_train.metrics.report import Report
 from k25_train.model.megatron_config import TORCH_DTYPE
@@ -27,6 +26,7 @@ from k25_train.rl.probe import Probe
 from k25_train.rl.rewards.generative import open_rubrics
 from k25_train.rl.rewards.judges import open_judges
 from k25_train.rl.room import Parts, Room
+from k25_train.rl.sandboxes import sandboxes_of
 from k25_train.rl.tasks import TaskOrder
 from k25_train.rl.transports.build import build_way
 from k25_train.rl.weight_sync import WeightSync
@@ -92,11 +92,13 @@ async def _furnish(config: Config, device: torch.device) -> Parts:
         # 2. Engines.
         pool = EnginePool.of(await open_engines(config, tokenizer, device), rollout.update_timeout_s)
         opened.push_async_callback(pool.close)
+        sandboxes = sandboxes_of(config)
+        opened.push_async_callback(sandboxes.close)
         return Parts(
             pool=pool,
             prompts=Prompts(tokenizer, path, served_model(config, tokenizer), rollout.max_prompt_tokens),
             services=Services(
-                sandboxes=NoSandboxes(), judging=judges, tool_timeout_s=rollout.manager.tool_timeout_s
+                sandboxes=sandboxes, judging=judges, tool_timeout_s=rollout.manager.tool_timeout_s
             ),
             tasks=tasks,
             close=opened.pop_all().aclose,

@@ -74,7 +74,7 @@ class BubblewrapSandboxes:
     async def open(self, spec: SandboxSpec) -> BubblewrapSession:
         """A new one. Waits while there are as many as there may be."""
         check_folders(spec, self._secret)
-        session = await self._room.open(
+        session = await self._room.admit(
             lambda: self._opened(spec),
             self._limits.ttl_s,
             lambda session: session.why_closed(
@@ -195,14 +195,22 @@ def reconcile(hierarchies: list[cgroups.Hierarchy], processes: Path = Path("/pro
     here, now = owners.machine(), time.time()
     labels = set()
     for folder in processes.iterdir():
-        with contextlib.suppress(OSError):
-            if folder.name.isdigit():
-                for line in (folder / "environ").read_bytes().split(b"\0"):
-                    label = line.decode(errors="replace").removeprefix(f"{LABEL}=")
-                    if line.startswith(LABEL.encode()) and owners.may_be_removed(label, here, now):
-                        os.kill(int(folder.name), signal.SIGKILL)
-                        labels.add(label)
-    return cgroups.remove_orphans(hierarchies) + len(labels)
+        label = _label_of(folder) if folder.name.isdigit() else ""
+        if label and owners.may_be_removed(label, here, now):
+            with contextlib.suppress(OSError):
+                os.kill(int(folder.name), signal.SIGKILL)
+            labels.add(label)
+    return len(labels | cgroups.remove_orphans(hierarchies))
+
+
+def _label_of(process: Path) -> str:
+    """Label of a process; empty for one that has none, or is not ours to ask."""
+    try:
+        lines = (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    found = (line for line in lines if line.startswith(f"{LABEL}=".encode()))
+    return next(found, b"").decode(errors="replace").removeprefix(f"{LABEL}=")
 
 
 def check_folders(spec: SandboxSpec, secret: Sequence[Path]) -> None:

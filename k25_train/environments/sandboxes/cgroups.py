@@ -58,13 +58,11 @@ class Group:
         return self._count("nr_throttled", "cpu.stat")
 
     def _count(self, key: str, *names: str) -> int:
-        count = 0
-        for folder in self.folders:
-            for name in names:
-                with contextlib.suppress(OSError):
-                    for line in (folder / name).read_text(encoding="utf-8").splitlines():
-                        count += int(line.split()[1]) if line.startswith(f"{key} ") else 0
-        return count
+        lines: list[str] = []
+        for file in (folder / name for folder in self.folders for name in names):
+            with contextlib.suppress(OSError):
+                lines += file.read_text(encoding="utf-8").splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(f"{key} "))
 
     def kill(self) -> None:
         """Kill all that is in it now."""
@@ -136,12 +134,17 @@ def _delegated(root: Path, own_groups: Path) -> Iterator[tuple[Path, tuple[str, 
             if not {"memory", "pids"} <= set(control.read_text(encoding="utf-8").split()):
                 control.write_text("+memory +pids", encoding="utf-8")
             if _can_make(parent):
-                # Delegations often leave out processors.
-                with contextlib.suppress(OSError):
-                    if "cpu" not in control.read_text(encoding="utf-8").split():
-                        control.write_text("+cpu", encoding="utf-8")
-                has_cpu = "cpu" in control.read_text(encoding="utf-8").replace("+", " ").split()
-                yield parent, ("memory", "pids", *(("cpu",) if has_cpu else ()))
+                yield parent, ("memory", "pids", *(("cpu",) if _gives_cpu(control) else ()))
+
+
+def _gives_cpu(control: Path) -> bool:
+    """Whether groups below can limit processors, which delegations often leave out."""
+    try:
+        if "cpu" not in control.read_text(encoding="utf-8").split():
+            control.write_text("+cpu", encoding="utf-8")
+    except OSError:
+        return False
+    return True
 
 
 def _can_make(parent: Path) -> bool:
@@ -195,8 +198,8 @@ def _limit(folder: Path, hierarchy: Hierarchy, memory_bytes: int, processes: int
             (folder / swap).write_text(str(most), encoding="utf-8")
 
 
-def remove_orphans(where: list[Hierarchy]) -> int:
-    """Remove groups that are nobody's any more, with what is in them; returns how many labels these were."""
+def remove_orphans(where: list[Hierarchy]) -> set[str]:
+    """Remove groups that are nobody's any more, with what is in them; returns their labels."""
     here, now = owners.machine(), time.time()
     labels = set()
     for hierarchy in where:
@@ -205,4 +208,4 @@ def remove_orphans(where: list[Hierarchy]) -> int:
             if owners.may_be_removed(label, here, now):
                 Group((folder,)).remove()
                 labels.add(label)
-    return len(labels)
+    return labels

@@ -1,4 +1,4 @@
-"""Sandboxes of a run: the machine is asked for them, and cleared of forgotten ones, once the first is needed."""
+"""Sandboxes of a run: once the first is needed, the machine is asked for them, and forgotten ones go."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -22,11 +22,13 @@ class OnDemand:
 
     async def open(self, spec: SandboxSpec) -> SandboxSession:
         """A new one. Waits while there are as many as there may be. Raises MachineError, SandboxError."""
-        return await (await self._all()).open(spec)
+        sandboxes = await self._all()
+        return await sandboxes.open(spec)
 
     async def reconcile(self) -> int:
         """Remove those whose owner is gone, or whose time is over; returns how many these were."""
-        return await (await self._all()).reconcile()
+        sandboxes = await self._all()
+        return await sandboxes.reconcile()
 
     async def _all(self) -> Sandboxes:
         async with self._lock:

@@ -26,7 +26,7 @@ class Room:
         """How often which limit has held."""
         self._expiring: set[asyncio.Task[None]] = set()
 
-    async def open[Session: Closing](
+    async def admit[Session: Closing](
         self, make: Callable[[], Awaitable[Session]], ttl_s: float, expire: Callable[[Session], None]
     ) -> Session:
         """What `make` opens, in a place of its own until `leave`.

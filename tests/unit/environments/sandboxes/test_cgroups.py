@@ -73,6 +73,7 @@ def test_groups_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path: P
     folders = {name: tmp_path / f"{cgroups.PREFIX}-{label}" for name, label in labels.items()}
     for folder in folders.values():
         folder.mkdir()
-    assert cgroups.remove_orphans(where) == 4
+    gone = cgroups.remove_orphans(where)
+    assert gone == {labels[name] for name in ("mine, expired", "dead", "again", "elsewhere, expired")}
     left = {name for name, folder in folders.items() if folder.exists()}
     assert left == {"mine", "elsewhere", "nobody's"}
