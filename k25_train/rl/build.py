@@ -4,7 +4,6 @@ Import this module only after `use_platform` has chosen the device: it imports m
 """
 
 import asyncio
-import os
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -16,29 +15,22 @@ from k25_train.config.rollout import EngineKind
 from k25_train.config.schema import Config
 from k25_train.data.open_sources import tokenizer_path
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
-from k25_train.environments.environment import Services
 from k25_train.export.hf_config import SpecialIds
 from k25_train.metrics.report import Report
 from k25_train.model.megatron_config import TORCH_DTYPE
 from k25_train.rl.event_loop import EventLoop
 from k25_train.rl.loop import Reinforcement
 from k25_train.rl.probe import Probe
-from k25_train.rl.rewards.generative import open_rubrics
-from k25_train.rl.rewards.judges import open_judges
 from k25_train.rl.room import Parts, Room
-from k25_train.rl.sandboxes import sandboxes_of
 from k25_train.rl.tasks import TaskOrder
 from k25_train.rl.transports.build import build_way
 from k25_train.rl.weight_sync import WeightSync
+from k25_train.rl.workplace import open_workplace, served_model
 from k25_train.rollout.engines.base import Engine
 from k25_train.rollout.engines.pool import EnginePool
 from k25_train.rollout.engines.remote import connect_engines
-from k25_train.rollout.engines.served_model import ServedModel
-from k25_train.rollout.prompts import Prompts
 from k25_train.training.run import Run
 
-MOST_WORKERS = 8
-"""Processes that apply rules; more where a site's rules are slow. Our choice."""
 CHECKED_TASKS = 64
 """Training tasks of a source, and held-out ones, that are held against their judges before a run: a sample,
 since what is wrong is mostly wrong with all of them. A judge names any other when it comes. Our choice."""
@@ -70,39 +62,18 @@ def _room(run: Run, report: Report) -> Room:
 async def _furnish(config: Config, device: torch.device) -> Parts:
     rollout, environment = config.rollout, config.environment
     assert rollout is not None and environment is not None
-    path = tokenizer_path(config.data)
-    tokenizer = load_tokenizer(path)
     tasks = TaskOrder(environment, config.train.seed)
     async with AsyncExitStack() as opened:
         # 1. Judges, and whether they can judge: engines cost more.
-        rubrics = await open_rubrics(rollout, environment, config.model.vision)
-        opened.push_async_callback(rubrics.close)
-        workers = min(MOST_WORKERS, os.cpu_count() or 1)
-        judges = open_judges(
-            rollout.judge_timeout_s,
-            workers,
-            # As many as the model that judges is asked for at once.
-            places=rollout.max_running if rubrics.checks else workers,
-            rubrics=rubrics.checks,
-            recipes=rubrics.recipes,
-        )
-        opened.push_async_callback(judges.close)
-        await asyncio.to_thread(lambda: judges.check(tasks.sampled(CHECKED_TASKS)))
+        workplace = await open_workplace(config)
+        opened.push_async_callback(workplace.close)
+        await asyncio.to_thread(lambda: workplace.judges.check(tasks.sampled(CHECKED_TASKS)))
 
         # 2. Engines.
-        pool = EnginePool.of(await open_engines(config, tokenizer, device), rollout.update_timeout_s)
+        engines = await open_engines(config, workplace.tokenizer, device)
+        pool = EnginePool.of(engines, rollout.update_timeout_s)
         opened.push_async_callback(pool.close)
-        sandboxes = sandboxes_of(config)
-        opened.push_async_callback(sandboxes.close)
-        return Parts(
-            pool=pool,
-            prompts=Prompts(tokenizer, path, served_model(config, tokenizer), rollout.max_prompt_tokens),
-            services=Services(
-                sandboxes=sandboxes, judging=judges, tool_timeout_s=rollout.manager.tool_timeout_s
-            ),
-            tasks=tasks,
-            close=opened.pop_all().aclose,
-        )
+        return Parts(pool=pool, workplace=workplace, tasks=tasks, close=opened.pop_all().aclose)
 
 
 async def open_engines(config: Config, tokenizer: Tokenizer, device: torch.device) -> list[Engine]:
@@ -124,13 +95,6 @@ async def open_engines(config: Config, tokenizer: Tokenizer, device: torch.devic
             )
         ]
     return await connect_engines(rollout, served_model(config, tokenizer))
-
-
-def served_model(config: Config, tokenizer: Tokenizer) -> ServedModel:
-    """What is known of the model that engines serve."""
-    return ServedModel(
-        vocab_size=config.model.vocab_size, media_pad=tokenizer.media_pad, vision=config.model.vision
-    )
 
 
 def _no_engines(call: Awaitable[Any]) -> Any:

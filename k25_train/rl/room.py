@@ -16,27 +16,24 @@ from k25_train.config.algorithm import AlgorithmConfig
 from k25_train.config.schema import Config
 from k25_train.data.trajectories.rows import Trajectories
 from k25_train.data.trajectories.source import rollouts_of
-from k25_train.environments.environment import Services
 from k25_train.errors import RolloutError
 from k25_train.rl.controller import Answered, Controller
 from k25_train.rl.conversations import Answer, answers_path, write_answers
 from k25_train.rl.counts import Counts
 from k25_train.rl.event_loop import EventLoop
 from k25_train.rl.figures import evaluation_figures, group_figures, sign_figures, verdict_of, work_figures
+from k25_train.rl.placement import open_rollouts
 from k25_train.rl.step_files import FIGURES, GROUPS, TOGGLE, StepFiles, groups_of
 from k25_train.rl.step_rows import step_rows, toggle_group
 from k25_train.rl.tasks import TaskOrder
 from k25_train.rl.toggle import StartSample, Toggle, make_toggle
-from k25_train.rollout import local
-from k25_train.rollout.asking import Asking
+from k25_train.rl.workplace import Workplace
 from k25_train.rollout.engines.base import ProbeSequence
 from k25_train.rollout.engines.pool import EnginePool
 from k25_train.rollout.journal import Journal
 from k25_train.rollout.journal_state import consumed
-from k25_train.rollout.local import LocalRollouts
-from k25_train.rollout.manager.manager import RolloutManager
-from k25_train.rollout.prompts import Prompts
 from k25_train.rollout.trajectory import Group
+from k25_train.rollout.work import Rollouts
 
 END_S = 60.0
 """Longest time that engines and judges get to end: what hangs then has nothing that is missed. Our choice."""
@@ -54,10 +51,8 @@ class Parts:
 
     pool: EnginePool
     """Engines."""
-    prompts: Prompts
-    """Encodes tasks, decodes responses."""
-    services: Services
-    """What environments may use: judges, sandboxes."""
+    workplace: Workplace
+    """Prompts, judges, sandboxes."""
     tasks: TaskOrder
     """Which task comes when."""
     close: Callable[[], Coroutine[Any, Any, None]]
@@ -92,17 +87,8 @@ class Room:
         self._counts = Counts()
         self.files = StepFiles(self._folder, self._algorithm.steps_per_rollout)
         """Step files of the run."""
-        self.rollouts = LocalRollouts(
-            self._rollout,
-            local.Parts(
-                asking=Asking(self._rollout, config.model.vocab_size, parts.pool, self._counts.add),
-                prompts=parts.prompts,
-                services=parts.services,
-                manager=RolloutManager(self._rollout.manager, engines=parts.pool, notice=notice),
-                count=self._counts.add,
-            ),
-        )
-        """Makes responses."""
+        self.rollouts: Rollouts
+        """Makes responses, from `begin` on."""
         self.journal: Journal
         """Of the run, from `begin` on."""
         self.controller: Controller
@@ -130,7 +116,7 @@ class Room:
     def probe_sequences(self) -> list[ProbeSequence]:
         """Prompts of held-out tasks, images and all, with ids behind them that no model would generate: so
         every expert has something to do. At least one."""
-        prompts, found = self._parts.prompts, []
+        prompts, found = self._parts.workplace.prompts, []
         # As a response, they fit a sequence of training.
         num_tokens = min(PROBE_TOKENS, self._rollout.max_tokens)
         for number, task in enumerate(self._parts.tasks.probes(self._rollout.probe_sequences)):
@@ -165,6 +151,13 @@ class Room:
             self._notice(f"steps {step + 1} to {last} are trained again from what was rolled out for them")
         if state.open:
             self._notice(f"{len(state.open):,} groups are open in the journal, and go on")
+        self.rollouts = await open_rollouts(
+            self._config,
+            self._parts.workplace,
+            self._parts.pool,
+            count=self._counts.add,
+            notice=self._notice,
+        )
         self.toggle = make_toggle(self._algorithm.toggle, self._toggle_state(last))
         self.controller = Controller(
             self._algorithm,
@@ -201,7 +194,7 @@ class Room:
         tasks = [self._parts.tasks.draw(group.number).task for group in groups]
         budgets = [toggle_group(*pair) for pair in zip(groups, tasks, strict=True)]
         figures = group_figures(groups, step) | self.toggle.figures(budgets)
-        figures |= sign_figures(groups, self._parts.prompts.decode)
+        figures |= sign_figures(groups, self._parts.workplace.prompts.decode)
         state = {
             GROUPS: [group.number for group in groups],
             TOGGLE: self.toggle.to_json(),
@@ -246,13 +239,14 @@ class Room:
         response = answered.response
         return Answer(
             task=answered.task,
-            text=self._parts.prompts.decode(response.token_ids),
+            text=self._parts.workplace.prompts.decode(response.token_ids),
             num_tokens=len(response.token_ids),
             verdict=verdict_of(response),
         )
 
     async def pushed(self) -> None:
         """Engines have new weights."""
+        await self.rollouts.announce(self._parts.pool.version)
         self.controller.pushed()
 
     def end(self) -> None:
@@ -267,7 +261,8 @@ class Room:
             self.journal.close()
         try:
             async with asyncio.timeout(END_S):
-                await self.rollouts.close()
+                if hasattr(self, "rollouts"):
+                    await self.rollouts.close()
                 await self._parts.close()
         except TimeoutError:
             self._notice(f"warning: engines or judges did not end within {END_S:g} s")

@@ -26,7 +26,7 @@ from k25_train.rollout.response_records import judged, restarted
 from k25_train.rollout.session import Identity, Session
 from k25_train.rollout.trajectory import Branch, Ended, Response
 from k25_train.rollout.tries import FIRST_WAIT_S, LONGEST_WAIT_S, AttemptError, Count, tried
-from k25_train.rollout.work import Work
+from k25_train.rollout.work import Append, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +83,9 @@ class LocalRollouts:
             order=work.group,
             needs_sandbox=work.task.needs_sandbox,
         )
+
+    async def announce(self, version: int) -> None:
+        """See `Rollouts`: the engines' pool knows."""
 
     async def close(self) -> None:
         """See `Rollouts`."""

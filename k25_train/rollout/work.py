@@ -11,6 +11,9 @@ from k25_train.environments.base import Task
 from k25_train.rollout.records import Record
 from k25_train.rollout.trajectory import Response
 
+Append = Callable[[Record], None]
+"""Takes the records of a response in, in order, on the caller's event loop."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
@@ -47,12 +50,15 @@ class Work:
 class Rollouts(Protocol):
     """Makes responses, any number at once."""
 
-    async def respond(self, work: Work, append: Callable[[Record], None]) -> None:
+    async def respond(self, work: Work, append: Append) -> None:
         """Have a response go on until it has ended and has a verdict, or has what the round allows.
 
         `append` is given every record (`journal_state.py`) on the caller's event loop, in order. Raises
         `RolloutError` with the task's name where it has to be given up, `EngineError` if no engine is left.
         """
+
+    async def announce(self, version: int) -> None:
+        """The engines have other weights: those of this version."""
 
     async def close(self) -> None:
         """End everything, within a time."""

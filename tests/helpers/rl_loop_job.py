@@ -64,9 +64,9 @@ def loop_job(config: Config, engine: str) -> None:
 async def _furnish(config: Config, engine: str) -> Any:
     from k25_train.environments.environment import Services
     from k25_train.environments.sandboxes.none import NoSandboxes
-    from k25_train.rl.build import served_model
     from k25_train.rl.room import Parts
     from k25_train.rl.tasks import TaskOrder
+    from k25_train.rl.workplace import Workplace, served_model
     from k25_train.rollout.engines.pool import EnginePool
     from k25_train.rollout.engines.remote import connect_engines
     from k25_train.rollout.prompts import Prompts
@@ -78,14 +78,26 @@ async def _furnish(config: Config, engine: str) -> Any:
     model = served_model(config, tokenizer)
     if config.rollout.engine is not EngineKind.in_process:
         engines = await connect_engines(config.rollout, model)
+    judges: Any = ShortJudge()
+    workplace = Workplace(
+        model=model,
+        tokenizer=tokenizer,
+        prompts=Prompts(tokenizer, path, model, 40),
+        judges=judges,
+        services=Services(sandboxes=NoSandboxes(), judging=judges, tool_timeout_s=5.0),
+        close=_nothing,
+    )
     pool = EnginePool.of(engines, config.rollout.update_timeout_s)
     return Parts(
         pool=pool,
-        prompts=Prompts(tokenizer, path, model, 40),
-        services=Services(sandboxes=NoSandboxes(), judging=ShortJudge(), tool_timeout_s=5.0),
+        workplace=workplace,
         tasks=TaskOrder(config.environment, config.train.seed),
         close=pool.close,
     )
+
+
+async def _nothing() -> None:
+    """Nothing is open."""
 
 
 def trained(weights: str, path: Path) -> str:

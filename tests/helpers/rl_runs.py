@@ -88,12 +88,12 @@ def fit_rl(
 def replace_engine(kind: type[ScriptedEngine]) -> None:
     """Have runs of this process use an engine without a model, which no probe can fit, and a judge that
     rewards what it makes."""
-    from k25_train.rl import build, probe
+    from k25_train.rl import build, probe, workplace
 
     async def engines(config: Config, *_: Any) -> list[Any]:
         await asyncio.sleep(0)
         return [kind(num_ids=200, pause_s=0.0005)]
 
     build.open_engines = engines
-    build.open_judges = lambda *_, **__: ShortJudge()  # type: ignore[assignment, return-value]
+    workplace.open_judges = lambda *_, **__: ShortJudge()  # type: ignore[assignment, return-value]
     probe.Probe.check = lambda self: probe.Gap(mean=0.0, largest=0.0)  # type: ignore[method-assign]

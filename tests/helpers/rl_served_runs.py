@@ -71,8 +71,8 @@ class ServedRun(CrashingRun):
 
 def wrong_tokens(run: CrashingRun, num_steps: int) -> list[str]:
     """Responses of a run of the loop with a token that no engine draws with the weights of its version."""
-    from k25_train.rl.build import served_model
     from k25_train.rl.tasks import TaskOrder
+    from k25_train.rl.workplace import served_model
 
     config = compose(run.settings)
     assert config.environment is not None

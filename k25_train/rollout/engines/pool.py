@@ -51,6 +51,8 @@ class EnginePool:
     """Of the weights that all engines sample from; -1 before the first update."""
     staged: Weights | None = None
     """What `version` was made from, for engines that come back."""
+    follows: bool = False
+    """Whether somebody else gives the engines their weights, and says so (`follow`)."""
     told: list[str] = field(default_factory=list)
     """What has happened to engines and was not taken yet (`take_events`)."""
 
@@ -92,7 +94,11 @@ class EnginePool:
             # Since it was asked: whatever label its tokens have, nobody knows its weights.
             why = member.why_fenced or "it has been rebuilt since"
             raise EngineError(f"{member.engine.name}: fenced off while it generated: {why}")
-        others = [span.version for span in generated.spans if not before <= span.version <= self.version]
+        # Who gives them may be a little ahead of who says so.
+        newest = (
+            max(self.version, *(span.version for span in generated.spans)) if self.follows else self.version
+        )
+        others = [span.version for span in generated.spans if not before <= span.version <= newest]
         if others:
             # Its label, or its weights: neither can be trained on, and the next answer would be no better.
             why = f"it generates with version {others[0]} where {before} is due"
@@ -100,6 +106,13 @@ class EnginePool:
             raise EngineError(f"{member.engine.name}: {why}")
         member.failures = 0
         return generated
+
+    def follow(self, version: int) -> None:
+        """Somebody else has given all engines that are any good the weights of a version; fenced ones may be
+        good again."""
+        self.version = version
+        for member in self.members:
+            member.why_fenced, member.failures = "", 0
 
     async def resume(self) -> None:
         """Have every engine generate again. Fences as `update` does."""

@@ -18,6 +18,7 @@ ALLOWED = {
     ("k25_train/environments/sandboxes/session_init.py", "marshal.loads"): "reads orders, in a sandbox",
     ("k25_train/export/live.py", "torch.distributed.gather_object"): _OWN_RANKS,
     ("k25_train/startup/packages.py", "importlib.import_module"): _OWN_NAME,
+    ("k25_train/rollout/shards/shard.py", "importlib.import_module"): "named by the process that started it",
     ("k25_train/data/traces/session_process.py", "compile"): _OWN_CELLS,
     ("k25_train/data/traces/session_process.py", "exec"): _OWN_CELLS,
     ("k25_train/data/channel.py", "pickle.loads"): "between a rank and the process that it forked",

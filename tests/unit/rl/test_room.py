@@ -30,7 +30,7 @@ def test_an_engine_that_does_not_end_keeps_no_run_from_ending(
     async def never() -> None:
         await asyncio.Event().wait()
 
-    parts: Any = SimpleNamespace(pool=None, prompts=None, services=None, tasks=None, close=never)
+    parts: Any = SimpleNamespace(pool=None, workplace=None, tasks=None, close=never)
     checkpoints: Any = tmp_path
     told: list[str] = []
     room = Room(config, EventLoop(), parts, checkpoints, told.append)

@@ -1,0 +1,56 @@
+"""Where the rollouts of a run live: on the first rank's event loop, in processes next to it, or on Ray."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from k25_train.compose.resolve import to_yaml
+from k25_train.config.rollout_manager import Placement
+from k25_train.config.schema import Config
+from k25_train.errors import ConfigError
+from k25_train.rl.shard import begin_message
+from k25_train.rl.workplace import Workplace, rollouts_at
+from k25_train.rollout.engines.pool import EnginePool
+from k25_train.rollout.shards.link import FirstRankLink, local_address
+from k25_train.rollout.shards.processes import ProcessStarter
+from k25_train.rollout.shards.rollouts import ShardedRollouts
+from k25_train.rollout.work import Rollouts
+
+
+async def open_rollouts(
+    config: Config,
+    workplace: Workplace,
+    pool: EnginePool,
+    *,
+    count: Callable[[str], None],
+    notice: Callable[[str], None],
+) -> Rollouts:
+    """The rollouts of a run, where `rollout.manager.placement` says.
+
+    Args:
+        config: of the run.
+        workplace: of the first rank.
+        pool: engines of the first rank.
+        count: told what has happened, by kind.
+        notice: tells what there is to know.
+    """
+    assert config.rollout is not None
+    manager = config.rollout.manager
+    if manager.placement is Placement.in_process:
+        return rollouts_at(config, workplace, pool, seen=pool, shards=1, count=count, notice=notice)
+    if manager.placement is Placement.ray:
+        raise ConfigError("rollout.manager.placement=ray: is not there yet\n  -> use processes")
+    # Of this user alone.
+    folder = Path(tempfile.mkdtemp(prefix="k25_shards_"))
+    link = FirstRankLink(local_address(folder), folder)
+    rollouts = ShardedRollouts(
+        link,
+        ProcessStarter(link.address),
+        manager.shards,
+        begin_message(to_yaml(config)),
+        pool,
+        count=count,
+        notice=notice,
+    )
+    await rollouts.start()
+    return rollouts

@@ -1,0 +1,262 @@
+"""The first rank's side of shards: who has which work, and who gets it when a shard dies.
+
+    respond ─► the shard of (group, sample) ─► records ─► append ─► the journal
+                    │ dies, or gives no sign of life
+                    └► started again: its work is given out again, as far as the journal has it
+
+A response stays with its shard, which may keep its environment open between two rounds.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from k25_train.errors import RolloutError
+from k25_train.rollout.asking import Generates
+from k25_train.rollout.engines.base import EngineError
+from k25_train.rollout.records import Record
+from k25_train.rollout.shards.link import Link
+from k25_train.rollout.shards.messages import (
+    generated_message,
+    record_of,
+    request_of,
+    work_message,
+)
+from k25_train.rollout.shards.shard import ALIVE_S
+from k25_train.rollout.work import Append, Work
+
+SILENT_S = 15.0
+"""Time without a sign of life after which a shard counts as dead. Our choice."""
+START_S = 120.0
+"""Time that a shard gets until its first one. Our choice."""
+MOST_DEATHS = 20
+"""Deaths in a row, without a response between them, after which a run ends. Our choice."""
+
+
+class Starter(Protocol):
+    """Starts and ends shards; `processes.py` and `ray_actors.py` have one each."""
+
+    async def start(self, shard: int, incarnation: int, name: str) -> None:
+        """Start a shard that connects under this name."""
+
+    def is_dead(self, shard: int) -> str:
+        """Why it is; empty if it lives as far as one knows."""
+
+    async def end(self, shard: int) -> None:
+        """End it at once. Twice is as once."""
+
+
+@dataclass(slots=True)
+class _Given:
+    """Work that a shard has."""
+
+    work: Work
+    append: Append
+    done: "asyncio.Future[None]"
+    sent_to: int = -1
+    """Incarnation of the shard that has it."""
+
+
+@dataclass(slots=True)
+class _Member:
+    """One shard."""
+
+    number: int
+    incarnation: int = 0
+    given: dict[int, _Given] = field(default_factory=dict)
+    heard: float = 0.0
+    is_there: bool = False
+    deaths: int = 0
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> bytes:
+        return f"shard {self.number}.{self.incarnation}".encode()
+
+
+class ShardedRollouts:
+    """See `Rollouts`."""
+
+    def __init__(
+        self,
+        link: Link,
+        starter: Starter,
+        num_shards: int,
+        begin: Record,
+        engines: Generates,
+        *,
+        count: Callable[[str], None],
+        notice: Callable[[str], None],
+    ) -> None:
+        """
+        Args:
+            link: to all shards.
+            starter: starts them.
+            num_shards: how many.
+            begin: what each is built from.
+            engines: for shards that ask the first rank for tokens.
+            count: told what has happened, by kind.
+            notice: tells what there is to know.
+        """
+        self._link = link
+        self._starter = starter
+        self._begin = begin
+        self._engines = engines
+        self._count, self._notice = count, notice
+        self.members = [_Member(number) for number in range(num_shards)]
+        """Shards by number."""
+        self._number = 0
+        self._version = -1
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: Exception | None = None
+
+    async def start(self) -> None:
+        """Start all shards, and wait for none."""
+        for member in self.members:
+            member.heard = time.monotonic() + START_S
+            await self._starter.start(member.number, member.incarnation, member.name.decode())
+        self._spawn(self._receive_on())
+        self._spawn(self._watch_on())
+
+    async def respond(self, work: Work, append: Append) -> None:
+        """See `Rollouts`."""
+        if self._failure is not None:
+            raise self._failure
+        member = self.members[(work.group + work.sample) % len(self.members)]
+        number, self._number = self._number, self._number + 1
+        given = _Given(work, append, asyncio.get_running_loop().create_future())
+        member.given[number] = given
+        try:
+            if member.is_there:
+                await self._give(member, number, given)
+            await given.done
+        except asyncio.CancelledError:
+            await self._link.send(member.name, Record({"kind": "cancel", "number": number}))
+            raise
+        finally:
+            member.given.pop(number, None)
+
+    async def announce(self, version: int) -> None:
+        """See `Rollouts`."""
+        self._version = version
+        for member in self.members:
+            if member.is_there:
+                await self._link.send(member.name, self._version_message())
+
+    async def close(self) -> None:
+        """See `Rollouts`."""
+        for member in self.members:
+            if member.is_there:
+                await self._link.send(member.name, Record({"kind": "drain"}))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._starter.end(member.number) for member in self.members))
+        self._link.close()
+
+    async def _receive_on(self) -> None:
+        by_name = {member.name: member for member in self.members}
+        while True:
+            try:
+                peer, message = await self._link.receive()
+            except ValueError as error:
+                self._notice(f"a message of a shard cannot be read: {error}")
+                continue
+            if peer not in by_name:
+                by_name = {member.name: member for member in self.members}
+            # What an earlier incarnation still says is of nobody: its work was given out again.
+            if (member := by_name.get(peer)) is not None and member.name == peer:
+                await self._take(member, message)
+
+    async def _take(self, member: _Member, message: Record) -> None:
+        header = message.header
+        member.heard = time.monotonic()
+        given = member.given.get(header.get("number", -1))
+        match header["kind"]:
+            case "hello":
+                await self._link.send(member.name, self._begin)
+                await self._link.send(member.name, self._version_message())
+                member.is_there = True
+                for number, each in list(member.given.items()):
+                    await self._give(member, number, each)
+            case "alive":
+                member.figures = header["figures"]
+            case "notice":
+                self._notice(f"shard {member.number}: {header['text']}")
+            case "record" if given:
+                self._append(given, record_of(message))
+            case "done" if given and not given.done.done():
+                member.deaths = 0
+                given.done.set_result(None)
+            case "failed" if given and not given.done.done():
+                error = EngineError if header["of"] == "engine" else RolloutError
+                given.done.set_exception(error(header["why"]))
+            case "generate":
+                self._spawn(self._generate(member.name, message))
+
+    async def _give(self, member: _Member, number: int, given: _Given) -> None:
+        if given.sent_to != member.incarnation:
+            given.sent_to = member.incarnation
+            await self._link.send(member.name, work_message(number, given.work))
+
+    def _version_message(self) -> Record:
+        return Record({"kind": "version", "version": self._version})
+
+    def _append(self, given: _Given, record: Record) -> None:
+        try:
+            given.append(record)
+        except Exception as error:
+            # The journal's; whoever waits for the response is told.
+            if not given.done.done():
+                given.done.set_exception(error)
+
+    async def _generate(self, peer: bytes, message: Record) -> None:
+        number = message.header["number"]
+        try:
+            answer = generated_message(number, await self._engines.generate(request_of(message)))
+        except Exception as error:
+            why = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+            serving = self._engines.num_serving
+            answer = Record({"kind": "refused", "number": number, "why": why, "serving": serving})
+        await self._link.send(peer, answer)
+
+    async def _watch_on(self) -> None:
+        while True:
+            await asyncio.sleep(ALIVE_S)
+            for member in self.members:
+                if member.is_there:
+                    await self._link.send(member.name, Record({"kind": "alive"}))
+                why = self._starter.is_dead(member.number)
+                if not why and time.monotonic() - member.heard > SILENT_S:
+                    why = f"no sign of life for {SILENT_S:g} s"
+                if why:
+                    await self._again(member, why)
+
+    async def _again(self, member: _Member, why: str) -> None:
+        """Start a dead shard again; what it had is given out once it says hello."""
+        await self._starter.end(member.number)
+        member.deaths += 1
+        member.incarnation += 1
+        member.is_there, member.heard = False, time.monotonic() + START_S
+        self._count("shard_deaths")
+        self._notice(
+            f"shard {member.number} is dead ({why}): it is started again, and goes on with "
+            f"{len(member.given):,} responses as far as the journal has them"
+        )
+        if member.deaths > MOST_DEATHS:
+            self._failure = RolloutError(
+                f"shard {member.number} died {member.deaths} times in a row, last: {why}. Nothing is lost: "
+                "put right what kills it, and start again"
+            )
+            for given in member.given.values():
+                if not given.done.done():
+                    given.done.set_exception(self._failure)
+            return
+        await self._starter.start(member.number, member.incarnation, member.name.decode())
+
+    def _spawn(self, call: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(call)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
