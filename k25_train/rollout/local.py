@@ -18,7 +18,7 @@ from k25_train.errors import ConfigError, RolloutError
 from k25_train.rollout.agents import Agents, NoAgents
 from k25_train.rollout.asking import Asking
 from k25_train.rollout.environment_calls import LostError
-from k25_train.rollout.episode import Append, Episode, Limits, Player
+from k25_train.rollout.episode import Episode, Limits, Player
 from k25_train.rollout.manager.manager import RolloutManager
 from k25_train.rollout.manager.scope import Scope
 from k25_train.rollout.prompts import Prompting
