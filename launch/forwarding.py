@@ -91,5 +91,10 @@ def _end_with_parent() -> None:
 
 def hang_up_with_parent() -> None:
     """Have this process get SIGHUP when its parent dies."""
+    end_with(signal.SIGHUP)
+
+
+def end_with(number: signal.Signals) -> None:
+    """Have this process get a signal when its parent dies."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_DIES, signal.SIGHUP)
+        ctypes.CDLL(None).prctl(_SIGNAL_WHEN_PARENT_DIES, number)

@@ -17,6 +17,7 @@ from launch.setup import batch_setup, check_setup, node_start
 from launch.submission import SCRIPT, SUPERVISOR_LOG
 from launch.variables import Variable, unset_foreign
 
+SUPERVISOR = "launch.supervisor"
 OVERRIDING = {
     f"SBATCH_{name}"
     for name in (
@@ -29,7 +30,7 @@ OVERRIDING = {
 """Environment variables that take precedence over the `#SBATCH` lines of a script."""
 
 
-def render(config: Config, run: Path, checkout: Path, python: str) -> str:
+def render(config: Config, run: Path, checkout: Path, python: str, module: str = SUPERVISOR) -> str:
     """The batch script.
 
     Args:
@@ -37,6 +38,7 @@ def render(config: Config, run: Path, checkout: Path, python: str) -> str:
         run: the run folder, absolute.
         checkout: folder of the code, absolute.
         python: interpreter of the supervisor.
+        module: what replaces the script's shell.
 
     Raises:
         ConfigError: a path has characters that SLURM would misread.
@@ -55,6 +57,7 @@ def render(config: Config, run: Path, checkout: Path, python: str) -> str:
         exports="\n".join([*map(export, environment(config)), *export_secrets(config.cluster)]),
         checkout=shlex.quote(str(checkout)),
         python=shlex.quote(python),
+        module=module,
         run=shlex.quote(str(run)),
     )
 

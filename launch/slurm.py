@@ -39,15 +39,18 @@ from launch.feasibility import (
     with_absolute_paths,
 )
 from launch.queueing import PATIENCE_S, queue
-from launch.sbatch import check_environment, container_options, render, start_of_nodes, step_options
+from launch.sbatch import (
+    SUPERVISOR,
+    check_environment,
+    container_options,
+    render,
+    start_of_nodes,
+    step_options,
+)
 from launch.submission import SCRIPT, SUPERVISOR_LOG, Submission
+from launch.submit_options import MAX_LOG_MIB, argument_parser
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-MAX_RESTARTS = 3
-"""Default of --max-restarts."""
-MAX_LOG_MIB = 8
-"""Default of --max-log-mib. A log and what came before it take at most five times that: 4,096 ranks that
-flood theirs leave 170 GB."""
 STOP_SHARE = 0.8
 """Share of `cluster.slurm.stop_before_end_s` that ranks may take to stop; the rest is for requeueing."""
 
@@ -59,35 +62,16 @@ def main() -> None:
 
 
 def _run() -> None:
-    parser = argparse.ArgumentParser(
-        prog="k25-submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides, as for k25-train")
-    parser.add_argument("--dry-run", action="store_true", help="print everything, write and submit nothing")
-    parser.add_argument(
-        "--max-restarts",
-        type=int,
-        default=MAX_RESTARTS,
-        metavar="N",
-        help=f"consecutive restarts without progress before the run is given up ({MAX_RESTARTS})",
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="submit even if the plan does not fit into memory"
-    )
-    parser.add_argument(
-        "--max-log-mib",
-        type=int,
-        default=MAX_LOG_MIB,
-        metavar="MIB",
-        help="size at which a log of the job is continued in a new file, of which the first and the last two "
-        f"stay; 0 for never ({MAX_LOG_MIB})",
-    )
-    arguments = read_arguments(parser)
-    config = compose_trainable(arguments.overrides)
+    arguments = read_arguments(argument_parser("k25-submit", __doc__ or ""))
+    carry_out(compose_trainable(arguments.overrides), arguments)
+
+
+def carry_out(config: Config, arguments: argparse.Namespace, module: str = SUPERVISOR) -> None:
+    """Submit a run, or show what would be; `module`: what its job runs."""
     # Before paths are made absolute, which these are not.
     check_weights_filled_in(config.checkpoint)
     config = with_absolute_paths(config)
-    submission, script = prepare(config, arguments.max_restarts, arguments.max_log_mib)
+    submission, script = prepare(config, arguments.max_restarts, arguments.max_log_mib, module)
     print(*format_summary(config, submission), sep="\n")
     memory = memory_verdict(config)[1] if arguments.force else check_memory(config, submission.legal_nodes)
     if memory:
@@ -98,7 +82,9 @@ def _run() -> None:
         print("", *submit(config, submission, script), sep="\n")
 
 
-def prepare(config: Config, max_restarts: int, max_log_mib: int = MAX_LOG_MIB) -> tuple[Submission, str]:
+def prepare(
+    config: Config, max_restarts: int, max_log_mib: int = MAX_LOG_MIB, module: str = SUPERVISOR
+) -> tuple[Submission, str]:
     """The contents of submit.json and the batch script; nothing is written.
 
     Raises `ConfigError` if the cluster has no SLURM, or a value cannot be used in the script.
@@ -144,7 +130,7 @@ def prepare(config: Config, max_restarts: int, max_log_mib: int = MAX_LOG_MIB) -
         container=container_options(config, run, CHECKOUT, variables),
         environment=[(name, value, reason) for name, value, reason in variables],
     )
-    return submission, render(config, run, CHECKOUT, python)
+    return submission, render(config, run, CHECKOUT, python, module)
 
 
 def format_summary(config: Config, submission: Submission) -> Iterable[str]:

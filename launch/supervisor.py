@@ -2,8 +2,7 @@
 
     python -m launch.supervisor RUN_FOLDER
 
-It replaces the batch script's shell, so that it gets SLURM's signals. Every decision is printed. README.md
-has the whole picture.
+It replaces the batch script's shell, so that it gets SLURM's signals. Every decision is printed (README.md).
 """
 
 import dataclasses
@@ -226,15 +225,18 @@ def main() -> None:
 
 def _run() -> int:
     folder, *token = started_by.arguments("RUN_FOLDER ...")
-    run, job_id = Path(folder), started_by.number("SLURM_JOB_ID")
-    # Signals are handled from here on.
-    stop = StopRequest()
+    return supervise(Path(folder), "".join(token[:1]), StopRequest())
+
+
+def supervise(run: Path, token: str, stop: StopRequest) -> int:
+    """Supervise a run in this SLURM job; `token`: the submission's, or empty. Its exit status."""
+    job_id = started_by.number("SLURM_JOB_ID")
     patience = Patience(run, LIMIT_S, lambda: stop.signal is not None, log)
     try:
         nodes = scheduler.expand(started_by.variable("SLURM_JOB_NODELIST"))
-        partition = started_by.variable("SLURM_JOB_PARTITION")
-        submission = patience.of(lambda: take_run(run, job_id, "".join(token[:1]), PATIENCE_S))
+        submission = patience.of(lambda: take_run(run, job_id, token, PATIENCE_S))
         keep_limited(run / SUPERVISOR_LOG, submission.max_log_bytes)
+        partition = started_by.variable("SLURM_JOB_PARTITION")
         status = Supervisor(submission, job_id, nodes, partition, stop).run()
         if ends_for_good(job_id):
             patience.of(lambda: lock.release(run, job_id))
