@@ -27,7 +27,7 @@ def token_in(folder: Path) -> Iterator[Path]:
     """A file with a token that only this user can read, for as long as the context."""
     path = folder / TOKEN_FILE
     path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
         file.write(secrets.token_hex(32))
     try:
         yield path
