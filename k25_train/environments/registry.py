@@ -15,6 +15,7 @@ from k25_train.environments.environment import Environment, MakeEnvironment, Ser
 from k25_train.environments.family import Family
 from k25_train.environments.one_turn import OneTurn
 from k25_train.environments.sums import Sums
+from k25_train.environments.tool_environment import ToolEnvironment
 from k25_train.errors import ConfigError
 
 FAMILIES: dict[str, Callable[[Mapping[str, str]], Family[Any]]] = {
@@ -22,7 +23,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, str]], Family[Any]]] = {
     Counting.name: Counting,
 }
 """Name in the configuration -> what makes it from its options."""
-ENVIRONMENTS: dict[str, MakeEnvironment] = {"one_turn": OneTurn}
+ENVIRONMENTS: dict[str, MakeEnvironment] = {"one_turn": OneTurn, "tools": ToolEnvironment}
 """`Task.environment` -> what makes it."""
 
 

@@ -103,7 +103,8 @@ def violations(name: str, imported: str) -> list[str]:
     own = next((peer for peer in peers if within(name, peer)), None)
     if own and any(within(imported, peer) for peer in peers if peer != own):
         found.append(f"{name} imports {imported}, but {own} does not know its peers")
-    known = any(within(imported, f"k25_train.{own}") for own in ("environments", "errors"))
+    ours = ("environments", "errors", *(["subcommands"] if name.endswith(".__main__") else []))
+    known = any(within(imported, f"k25_train.{own}") for own in ours)
     if within(name, "k25_train.environments") and within(imported, "k25_train") and not known:
         found.append(f"{name} imports {imported}, but environments know of ours the errors alone")
     if is_torch_free(name) and imported.split(".")[0] in ("torch", "megatron", "triton"):

@@ -1,0 +1,1 @@
+"""A corpus of documents in one file, and tools that search it."""
