@@ -142,6 +142,11 @@ class Player:
                 return None
             if is_last and int(branch.token_ids[stop - 1]) not in self._prompts.stop_ids:
                 return Ended.LENGTH
+            if session.response.ended is Ended.TIMEOUT and number >= session.response.num_answers:
+                # The environment was late with it, and would be again.
+                action = self._prompts.action(branch.token_ids[start:stop], thinking=episode.task.thinking)
+                episode.messages.append(as_message(action))
+                return Ended.TIMEOUT
             why = await self._act(episode, session, scope, append, turn=(number, start, stop))
             before = stop
         return why
