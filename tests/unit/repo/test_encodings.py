@@ -10,7 +10,8 @@ from tests.helpers.project_sources import CODE, relative, source_files
 METHODS = ("read_text", "write_text", "open")
 """Methods of a path that open it."""
 OTHER_OPENERS = (
-    "toolset", "sandboxes", "self._services.sandboxes", "os", "StoredCheckpoint", "Image", "tarfile", "av", "PIL.Image", "data", "self._source", "SourceIndex",
+    "toolset", "sandboxes", "self._services.sandboxes", "os", "StoredCheckpoint", "Image", "tarfile", "av",
+    "PIL.Image", "data", "self._source", "SourceIndex",
 )  # fmt: skip
 """Whose `open` opens something else than a text file."""
 
