@@ -17,9 +17,11 @@ def group_figures(groups: Sequence[Group], step: int) -> dict[str, float]:
 
     `reward` and `reward/PART`: means over responses, before budgets. `accuracy`: of answers alone.
     `response_tokens`, and `_p90`: sampled tokens. `failed_share` with `rollout/failed/KIND`: responses at
-    fault, and how many by kind. `length_share`: those that reached their limit. `equal_groups_share`: groups
-    whose responses all earned the same. `staleness`, and `_max`: steps between the weights that made a token
-    and those that it trains.
+    fault, and how many by kind. `length_share`, `timeout_share`: those that reached a limit of tokens or
+    turns, or of time. `turns`, `tool_calls`, `unread_turns`, `observed_tokens`: means over responses of
+    turns, calls of tools, turns that could not be read, and tokens behind the prompt that were not sampled.
+    `equal_groups_share`: groups whose responses all earned the same. `staleness`, and `_max`: steps between
+    the weights that made a token and those that it trains.
     """
     responses = [response for group in groups for response in group.responses]
     rewards = [group.rewards() for group in groups]
@@ -67,7 +69,7 @@ def verdict_of(response: Response) -> Verdict:
 
 def _whole(response: Response, decode: Callable[[np.ndarray], str]) -> base.Response:
     return base.Response(
-        text=decode(response.token_ids),
+        text=decode(response.last_turn),
         num_tokens=len(response.token_ids),
         ended=response.ended is Ended.STOP,
     )
@@ -76,7 +78,7 @@ def _whole(response: Response, decode: Callable[[np.ndarray], str]) -> base.Resp
 def _answered(responses: Sequence[Response]) -> dict[str, float]:
     verdicts = [verdict_of(response) for response in responses]
     lengths = np.array([len(response.token_ids) for response in responses], dtype=np.float64)
-    at_limit = [response.ended is Ended.LENGTH for response in responses]
+    at_limit = [response.ended in (Ended.LENGTH, Ended.TURNS) for response in responses]
     failed = Counter(verdict.kind for verdict in verdicts if verdict.status is Status.FAILED)
     parts = sorted({part for verdict in verdicts for part in verdict.parts})
     return {
@@ -88,6 +90,11 @@ def _answered(responses: Sequence[Response]) -> dict[str, float]:
         "failed_share": sum(failed.values()) / len(verdicts),
         **{f"rollout/failed/{kind.replace(' ', '_')}": float(count) for kind, count in failed.items()},
         "length_share": float(np.mean(at_limit)),
+        "timeout_share": float(np.mean([each.ended is Ended.TIMEOUT for each in responses])),
+        "turns": float(np.mean([each.num_turns for each in responses])),
+        "tool_calls": float(np.mean([each.num_calls for each in responses])),
+        "unread_turns": float(np.mean([each.num_unread for each in responses])),
+        "observed_tokens": float(np.mean([each.num_observed for each in responses])),
     }
 
 

@@ -239,7 +239,7 @@ class Room:
         response = answered.response
         return Answer(
             task=answered.task,
-            text=self._parts.workplace.prompts.decode(response.token_ids),
+            text=self._parts.workplace.prompts.decode(response.conversation),
             num_tokens=len(response.token_ids),
             verdict=verdict_of(response),
         )

@@ -77,7 +77,8 @@ def toggle_group(group: Group, task: Task) -> ToggleGroup:
 def _trajectories(
     number: int, task: Task, group: Group, response: Response, facts: dict[str, Any]
 ) -> list[Trajectory]:
-    """A trajectory for each branch of a response; what branches share, the first of them trains."""
+    """A trajectory for each branch of a response that drew something; what branches share, the first of them
+    trains."""
     several = len(response.branches) > 1
     return [
         Trajectory(
@@ -88,9 +89,10 @@ def _trajectories(
             rollout_logprobs=branch.logprobs,
             versions=branch.versions,
             media=tuple(group.media[digest] for digest in branch.media),
-            facts=facts | ({"branch": index} if several else {}),
+            facts=facts | ({"branch": index, "shared": branch.num_shared} if several else {}),
         )
         for index, branch in enumerate(response.branches)
+        if branch.own.any()
     ]
 
 
@@ -105,6 +107,8 @@ def _facts(group: Group, sample: int, response: Response, reward: float) -> dict
         "epoch": group.epoch,
         "phase": group.stamp["phase"],
         "finish_reason": reason.value if reason else None,
+        "turns": response.num_turns,
+        "attempt": response.attempt,
         "trained_reward": reward,
         **verdict,
     }

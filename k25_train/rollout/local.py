@@ -24,7 +24,7 @@ from k25_train.rollout.manager.scope import Scope
 from k25_train.rollout.prompts import Prompting
 from k25_train.rollout.response_records import judged, restarted
 from k25_train.rollout.session import Identity, Session
-from k25_train.rollout.trajectory import Branch, Ended, Response
+from k25_train.rollout.trajectory import Ended, Response
 from k25_train.rollout.tries import FIRST_WAIT_S, LONGEST_WAIT_S, AttemptError, Count, tried
 from k25_train.rollout.work import Append, Work
 
@@ -173,11 +173,8 @@ class LocalRollouts:
 
     def _whole(self, episode: Episode, response: Response) -> base.Response:
         """A response as judges see it."""
-        branch = response.branches[response.current] if response.branches else Branch()
-        turns = branch.turns()
-        last = branch.token_ids[slice(*turns[-1])] if turns else branch.token_ids
         return base.Response(
-            text=self._parts.prompts.decode(last),
+            text=self._parts.prompts.decode(response.last_turn),
             num_tokens=len(response.token_ids),
             ended=response.ended is Ended.STOP,
             messages=tuple(episode.messages),

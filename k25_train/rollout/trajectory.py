@@ -187,6 +187,18 @@ class Response:
         return np.concatenate([no_tokens(), *(each.versions[each.own] for each in self.branches)])
 
     @property
+    def last_turn(self) -> np.ndarray:
+        """[n] int32: what its latest turn drew; none before the first."""
+        turns = self.branches[self.current].turns() if self.branches else []
+        return self.branches[self.current].token_ids[slice(*turns[-1])] if turns else no_tokens()
+
+    @property
+    def conversation(self) -> np.ndarray:
+        """[n] int32: all behind the prompt in the branch of its latest turn, drawn and observed."""
+        branch = self.branches[self.current] if self.branches else Branch()
+        return branch.token_ids[branch.prompt_tokens :]
+
+    @property
     def num_observed(self) -> int:
         """Tokens that were observed behind the first turn, branches' shared ones once."""
         own = sum(int((~each.drawn[each.num_shared :]).sum()) for each in self.branches)

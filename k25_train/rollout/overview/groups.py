@@ -1,6 +1,6 @@
 """Every group of a run: those of its step files, and those that are in progress in its journal."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,48 @@ UNDER_WAY = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ShownResponse:
-    """One response, as far as it is."""
+class ShownBranch:
+    """A path of tokens of a response."""
 
-    prompt_ids: np.ndarray
-    """[P] int32."""
     token_ids: np.ndarray
     """[n] int32."""
+    generated: np.ndarray
+    """[n] bool: whether the policy drew it, and no other branch has it."""
     logprobs: np.ndarray
     """[n] float32."""
     versions: np.ndarray
     """[n] int32."""
+    num_opening: int
+    """Tokens in front of the first that the policy drew and no earlier branch has."""
+    num_shared: int
+    """Tokens that an earlier branch has as well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ShownResponse:
+    """One response, as far as it is."""
+
+    branches: tuple[ShownBranch, ...]
+    """Paths of tokens, in the order in which they began."""
     facts: Mapping[str, Any]
     """Verdict and why it ended, as a step file has them; `reward` is None where there is none."""
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens that the policy drew, in all branches together."""
+        return len(self.logprobs)
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        """[n] float32: of what was drawn."""
+        parts = [branch.logprobs[branch.generated] for branch in self.branches]
+        return np.concatenate([np.zeros(0, np.float32), *parts])
+
+    @property
+    def versions(self) -> np.ndarray:
+        """[n] int32: of what was drawn."""
+        parts = [branch.versions[branch.generated] for branch in self.branches]
+        return np.concatenate([np.zeros(0, np.int32), *parts])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +85,7 @@ class ShownGroup:
     @property
     def num_tokens(self) -> list[int]:
         """Of each response."""
-        return [len(response.token_ids) for response in self.responses]
+        return [response.num_drawn for response in self.responses]
 
 
 def groups_of_run(run: Path) -> Iterator[ShownGroup]:
@@ -81,28 +110,45 @@ def _of_step(step: int, file: StepFile) -> Iterator[ShownGroup]:
     for number, facts in enumerate(file.facts):
         found.setdefault(facts["group"], []).append(number)
     for group, numbers in found.items():
-        responses = tuple(_of_file(file, number) for number in numbers)
+        samples: dict[int, list[int]] = {}
+        for number in numbers:
+            samples.setdefault(file.facts[number]["sample"], []).append(number)
+        responses = tuple(_of_file(file, each) for each in samples.values())
         yield ShownGroup(number=group, task=file.facts[numbers[0]]["task"], step=step, responses=responses)
 
 
-def _of_file(file: StepFile, number: int) -> ShownResponse:
-    rows = file.rows(number)
-    return ShownResponse(
-        prompt_ids=rows.tokens[~rows.generated],
-        token_ids=rows.tokens[rows.generated],
-        logprobs=rows.rollout_logprobs[rows.generated],
-        versions=rows.versions[rows.generated],
-        facts=file.facts[number],
-    )
+def _of_file(file: StepFile, numbers: Sequence[int]) -> ShownResponse:
+    """A response of these trajectories."""
+    branches = []
+    for number in numbers:
+        rows, facts = file.rows(number), file.facts[number]
+        branches.append(
+            ShownBranch(
+                token_ids=rows.tokens,
+                generated=rows.generated,
+                logprobs=rows.rollout_logprobs,
+                versions=rows.versions,
+                num_opening=int(np.argmax(rows.generated)),
+                # Files from before there were branches have none but the first.
+                num_shared=facts.get("shared", 0),
+            )
+        )
+    return ShownResponse(branches=tuple(branches), facts=file.facts[numbers[0]])
 
 
 def _of_journal(response: Response) -> ShownResponse:
     verdict = response.verdict.as_json() if response.verdict else {"reward": None, "parts": {}, "reason": ""}
-    reason = response.ended.value if response.ended else None
-    return ShownResponse(
-        prompt_ids=response.prompt_ids,
-        token_ids=response.token_ids,
-        logprobs=response.logprobs,
-        versions=response.versions,
-        facts={"finish_reason": reason, **verdict},
+    reason = str(response.ended) if response.ended else None
+    facts = {"finish_reason": reason, "attempt": response.attempt, "turns": response.num_turns, **verdict}
+    branches = tuple(
+        ShownBranch(
+            token_ids=branch.token_ids,
+            generated=branch.own,
+            logprobs=branch.logprobs,
+            versions=branch.versions,
+            num_opening=branch.prompt_tokens,
+            num_shared=branch.num_shared,
+        )
+        for branch in response.branches
     )
+    return ShownResponse(branches=branches, facts=facts)

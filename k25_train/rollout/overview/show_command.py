@@ -9,7 +9,7 @@ from rich.console import Console
 from k25_train.data.open_sources import tokenizer_path
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.errors import RolloutError
-from k25_train.rollout.overview.groups import UNDER_WAY, ShownGroup, ShownResponse, groups_of_run
+from k25_train.rollout.overview.groups import UNDER_WAY, ShownBranch, ShownGroup, ShownResponse, groups_of_run
 
 
 def add(commands: Any) -> None:
@@ -53,18 +53,31 @@ def _tokenizer_of(run_folder: Path) -> str:
 def _show(group: ShownGroup, tokenizer: Tokenizer, console: Console, *, tokens: bool) -> None:
     when = "in progress" if group.step == UNDER_WAY else f"step {group.step}"
     _print(console, f"group {group.number}, task {group.task}, {when}")
-    prompts = [response.prompt_ids for response in group.responses if len(response.prompt_ids)]
-    if prompts:
-        _print(console, f"prompt ({len(prompts[0])} tokens): {tokenizer.decode(prompts[0].tolist())}")
+    first = next((response.branches[0] for response in group.responses if response.branches), None)
+    if first is not None:
+        prompt = first.token_ids[: first.num_opening].tolist()
+        _print(console, f"prompt ({len(prompt)} tokens): {tokenizer.decode(prompt)}")
     for sample, response in enumerate(group.responses):
         _print(console, f"\nresponse {sample}: {_worth(response)}")
-        _print(console, tokenizer.decode(response.token_ids.tolist()))
-        for position in range(len(response.token_ids) if tokens else 0):
-            token = int(response.token_ids[position])
-            text = tokenizer.decode([token])
-            logprob, version = response.logprobs[position], response.versions[position]
-            _print(console, f"  {position:5} {token:7} {logprob:9.4f}  version {version:5}  {text!r}")
+        for number, branch in enumerate(response.branches):
+            _show_branch(number, branch, tokenizer, console, tokens=tokens)
     _print(console, "")
+
+
+def _show_branch(
+    number: int, branch: ShownBranch, tokenizer: Tokenizer, console: Console, *, tokens: bool
+) -> None:
+    """What is behind its prompt, and behind what another branch has."""
+    start = branch.num_shared if number else branch.num_opening
+    if number:
+        _print(console, f"branch {number}, behind {branch.num_shared} tokens that are shared:")
+    _print(console, tokenizer.decode(branch.token_ids[start:].tolist()))
+    for position in range(start, len(branch.token_ids) if tokens else start):
+        token = int(branch.token_ids[position])
+        text = tokenizer.decode([token])
+        drawn = f"{branch.logprobs[position]:9.4f}  version {branch.versions[position]:5}"
+        how = drawn if branch.generated[position] else "observed".rjust(len(drawn))
+        _print(console, f"  {position - branch.num_opening:5} {token:7} {how}  {text!r}")
 
 
 def _worth(response: ShownResponse) -> str:
@@ -73,9 +86,13 @@ def _worth(response: ShownResponse) -> str:
     reward = "no reward yet" if facts["reward"] is None else f"reward {facts['reward']:.3g}"
     words = [
         f"{reward} ({parts})" if parts else reward,
-        f"{len(response.token_ids)} tokens",
+        f"{response.num_drawn} tokens",
         f"ended by {facts['finish_reason']}" if facts["finish_reason"] else "not begun",
     ]
+    if facts.get("turns", 1) > 1:
+        words.append(f"{facts['turns']} turns")
+    if facts.get("attempt", 0):
+        words.append(f"attempt {facts['attempt']}")
     if "trained_reward" in facts and facts["trained_reward"] != facts["reward"]:
         words.append(f"trained with reward {facts['trained_reward']:.3g}")
     if len(response.logprobs):
