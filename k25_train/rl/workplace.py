@@ -44,7 +44,8 @@ class Workplace:
 
 
 async def open_workplace(config: Config, shards: int = 1) -> Workplace:
-    """Open judges and sandboxes, for one of so many event loops. Raises as they do for what the machine lacks."""
+    """Open judges and sandboxes, for one of so many event loops. Raises as they do for what the machine
+    lacks."""
     rollout, environment = config.rollout, config.environment
     assert rollout is not None and environment is not None
     path = tokenizer_path(config.data)

@@ -9,7 +9,6 @@ did.
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from k25_train.environments.base import Task
@@ -19,13 +18,11 @@ from k25_train.rollout.engines.base import FinishReason
 from k25_train.rollout.environment_calls import LostError, asked
 from k25_train.rollout.manager.scope import Scope
 from k25_train.rollout.prompts import Message, Prompting
-from k25_train.rollout.records import Record
 from k25_train.rollout.response_records import digest_of, ended, observed
 from k25_train.rollout.session import Session
 from k25_train.rollout.trajectory import Branch, Ended
 from k25_train.rollout.turns import ROOT, Observed, Place
-
-Append = Callable[[Record], None]
+from k25_train.rollout.work import Append
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,8 @@ from k25_train.rollout.trajectory import Branch, Ended, Response
 from k25_train.rollout.work import Round, Work
 
 Arrays = dict[str, np.ndarray]
+_TUPLES = [name for name, kind in get_type_hints(Task).items() if get_origin(kind) is tuple]
+"""Fields of a task that JSON has as lists."""
 _OF_BRANCH = ("token_ids", "logprobs", "versions")
 _OF_RESPONSE = ("num_segments", "last_round", "round_tokens", "open_branch", "num_turns", "attempt")
 
@@ -61,7 +63,8 @@ def work_of(message: Record) -> Work:
     """What `work_message` wrote."""
     header, arrays = message.header, message.arrays
     task = dict(header["task"])
-    task["messages"], task["media"] = tuple(task["messages"]), _take(arrays, "task", task["media"])
+    task["media"] = _take(arrays, "task", task["media"])
+    task |= {name: tuple(task[name]) for name in _TUPLES}
     kept = dict(header["response"])
     ended, verdict = kept.pop("ended"), kept.pop("verdict")
     branches = [
