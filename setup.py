@@ -30,6 +30,7 @@ setup(
         "k25_train.data": ["overview/*.css"],
         "k25_train.metrics": ["*.css"],
         "k25_train.plan": ["report/html/*.css"],
+        "k25_train.rollout": ["status/*.css", "overview/*.css"],
     },
     python_requires=">=3.12",
     # Every range is one that was tried together; megatron-core is patched per version (parallel/megatron).

@@ -6,6 +6,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any
 
+from k25_train.rollout.manager.loops import new_loop
+
 CLOSING_S = 10.0
 """Longest time that what still runs gets to end."""
 
@@ -14,7 +16,7 @@ class EventLoop:
     """Runs coroutines; `submit` and `wait` may be called from any other thread."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
 

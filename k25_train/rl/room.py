@@ -32,6 +32,8 @@ from k25_train.rollout.engines.base import ProbeSequence
 from k25_train.rollout.engines.pool import EnginePool
 from k25_train.rollout.journal import Journal
 from k25_train.rollout.journal_state import consumed
+from k25_train.rollout.manager.loops import calm_collector
+from k25_train.rollout.status.server import StatusServer
 from k25_train.rollout.trajectory import Group
 from k25_train.rollout.work import Rollouts
 
@@ -89,6 +91,8 @@ class Room:
         """Step files of the run."""
         self.rollouts: Rollouts
         """Makes responses, from `begin` on."""
+        self.status: StatusServer
+        """Tells how they are, from `begin` on."""
         self.journal: Journal
         """Of the run, from `begin` on."""
         self.controller: Controller
@@ -159,6 +163,9 @@ class Room:
             notice=self._notice,
         )
         self.toggle = make_toggle(self._algorithm.toggle, self._toggle_state(last))
+        self.status = StatusServer(str(self._folder.parent), self.rollouts.snapshot)
+        await self.status.start(self._rollout.manager.status_port)
+        calm_collector()
         self.controller = Controller(
             self._algorithm,
             self._config.train.steps,
@@ -263,6 +270,8 @@ class Room:
             async with asyncio.timeout(END_S):
                 if hasattr(self, "rollouts"):
                     await self.rollouts.close()
+                if hasattr(self, "status"):
+                    await self.status.close()
                 await self._parts.close()
         except TimeoutError:
             self._notice(f"warning: engines or judges did not end within {END_S:g} s")

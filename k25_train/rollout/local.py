@@ -21,6 +21,7 @@ from k25_train.rollout.environment_calls import LostError
 from k25_train.rollout.episode import Episode, Limits, Player
 from k25_train.rollout.manager.manager import RolloutManager
 from k25_train.rollout.manager.scope import Scope
+from k25_train.rollout.manager.snapshot import Snapshot
 from k25_train.rollout.prompts import Prompting
 from k25_train.rollout.response_records import judged, restarted
 from k25_train.rollout.session import Identity, Session
@@ -73,6 +74,10 @@ class LocalRollouts:
     def manager(self) -> RolloutManager:
         """Admits and watches the rollouts."""
         return self._parts.manager
+
+    async def snapshot(self) -> Snapshot:
+        """How its rollouts are."""
+        return self._parts.manager.snapshot()
 
     async def respond(self, work: Work, append: Append) -> None:
         """See `Rollouts`."""

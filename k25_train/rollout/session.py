@@ -17,6 +17,7 @@ import numpy as np
 from k25_train.data.mix.permutation import key_of
 from k25_train.rollout.asking import Asking
 from k25_train.rollout.engines.base import FinishReason, Generated, Request, Sampling
+from k25_train.rollout.manager.scope import count
 from k25_train.rollout.records import Record
 from k25_train.rollout.response_records import digest_of, extended, medium
 from k25_train.rollout.trajectory import Branch, Response, Segment
@@ -198,6 +199,8 @@ class Session:
         )
         name = self.identity
         self._append(extended(name.group, name.sample, self.response, segment, shared if is_fork else 0))
+        count("turns", len(observed) > 0)
+        count("tokens", len(segment.token_ids))
         return Place(number, len(self.response.branches[number].token_ids))
 
     def _request(self, prompt: _Prompt, has: Sequence[np.ndarray], most: int) -> Request:

@@ -56,6 +56,12 @@ def trouble(kind: str, why: str) -> None:
         scope.trouble(kind, why)
 
 
+def count(kind: str, number: int = 1) -> None:
+    """As `Scope.count`, of the rollout that the caller runs in, if it runs in any."""
+    if (scope := _current.get()) is not None:
+        scope.count(kind, number)
+
+
 @contextmanager
 def running_in(scope: "Scope") -> Iterator[None]:
     """Within: the caller runs in a scope."""

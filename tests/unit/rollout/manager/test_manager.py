@@ -1,4 +1,4 @@
-"""Rollouts are admitted, ended in time, and leave nothing behind; those that are stuck are named with phase."""
+"""Rollouts are admitted, ended in time, and leave nothing behind; who is stuck is named with its phase."""
 
 import asyncio
 from typing import Any

@@ -1,0 +1,1 @@
+"""What a run's rollouts are doing, for a browser and for Prometheus."""
