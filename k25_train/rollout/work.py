@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from k25_train.environments.base import Task
+from k25_train.rollout.manager.snapshot import Snapshot
 from k25_train.rollout.records import Record
 from k25_train.rollout.trajectory import Response
 
@@ -59,6 +60,9 @@ class Rollouts(Protocol):
 
     async def announce(self, version: int) -> None:
         """The engines have other weights: those of this version."""
+
+    async def snapshot(self) -> Snapshot:
+        """How its rollouts are, as of some seconds ago at most."""
 
     async def close(self) -> None:
         """End everything, within a time."""

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from k25_train.errors import RolloutError
 from k25_train.rollout.asking import Generates
 from k25_train.rollout.engines.base import EngineError
+from k25_train.rollout.manager.snapshot import Snapshot, together
 from k25_train.rollout.records import Record
 from k25_train.rollout.shards.link import Link
 from k25_train.rollout.shards.messages import (
@@ -144,6 +145,11 @@ class ShardedRollouts:
         for member in self.members:
             if member.is_there:
                 await self._link.send(member.name, self._version_message())
+
+    async def snapshot(self) -> Snapshot:
+        """See `Rollouts`: as shards said with their latest signs of life."""
+        said = [member.figures["snapshot"] for member in self.members if "snapshot" in member.figures]
+        return together([Snapshot.from_json(each) for each in said])
 
     async def close(self) -> None:
         """See `Rollouts`."""
