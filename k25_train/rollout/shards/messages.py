@@ -10,6 +10,7 @@ could run.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import get_origin, get_type_hints
 
 import numpy as np
 
