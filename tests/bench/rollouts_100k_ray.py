@@ -101,13 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
         (each.peak_mb - each.before_mb - mb) * 1e3 / share
         for each, mb, share in zip(found, tokens_mb, shares, strict=True)
     )
-    live = sum(each.most_live for each in found)
-    print(
-        f"{options.tasks:,} rollouts x {options.turns} turns in {options.shards} shards: {live:,} lived at once"
-    )
-    print(
-        f"{len(control):,} control calls meanwhile, median {sorted(control)[len(control) // 2] * 1e3:.1f} ms"
-    )
+    live, middle = sum(each.most_live for each in found), sorted(control)[len(control) // 2] * 1e3
+    print(f"{options.tasks:,} rollouts x {options.turns} turns, {len(shares)} shards: {live:,} lived at once")
+    print(f"{len(control):,} control calls meanwhile, median {middle:.1f} ms")
     lines = [
         ("KB a rollout beyond its tokens", kb, MOST_KB),
         ("MB of a shard at most", max(each.peak_mb for each in found), MOST_MB),

@@ -46,6 +46,14 @@ class FirstRankLink:
         self._socket.set_hwm(QUEUED)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.key = ""
+        """What shards need to connect; empty where the address is of this machine alone."""
+        if address.startswith("tcp://"):
+            # Encrypted, and of those alone whom the first rank has told its key.
+            public, secret = zmq.curve_keypair()
+            self._socket.curve_publickey, self._socket.curve_secretkey = public, secret
+            self._socket.curve_server = True
+            self.key = public.decode()
         if address.startswith("tcp://") and address.count(":") == 1:
             address = f"{address}:{self._socket.bind_to_random_port(address)}"
         else:
@@ -76,11 +84,20 @@ class FirstRankLink:
 class ShardLink:
     """A shard's end."""
 
-    def __init__(self, address: str, name: str) -> None:
+    def __init__(self, address: str, name: str, key: str = "") -> None:
+        """
+        Args:
+            address: of the first rank's end.
+            name: which that knows this shard by.
+            key: the first rank's; empty for none.
+        """
         self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         self._socket.set_hwm(QUEUED)
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.IDENTITY, name.encode())
+        if key:
+            self._socket.curve_serverkey = key.encode()
+            self._socket.curve_publickey, self._socket.curve_secretkey = zmq.curve_keypair()
         self._socket.connect(address)
 
     async def send(self, message: Record) -> None:
