@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from k25_train.errors import ConfigError
@@ -40,11 +41,10 @@ class ShardActor:
 
         self._thread = threading.get_ident()
         with contextlib.suppress(asyncio.CancelledError):
-            uvloop.run(self._run(address, key, name, incarnation))
+            uvloop.run(_run(self._begun, address, name, key, incarnation))
 
-    async def _run(self, address: str, key: str, name: str, incarnation: int) -> None:
+    def _begun(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        await Shard(ShardLink(address, name, key)).run(incarnation)
 
     def stop(self) -> None:
         """End the call that works; of the control group, so of another thread than its loop's."""
@@ -56,6 +56,12 @@ class ShardActor:
         """Where the event loop is now, for people; of the control group."""
         frame = sys._current_frames().get(self._thread)
         return "".join(traceback.format_stack(frame)) if frame else "it has not begun"
+
+
+async def _run(begun: Callable[[], None], address: str, name: str, key: str, incarnation: int) -> None:
+    """Be a shard. No method of the actor: one that is a coroutine has Ray run all others on a loop, too."""
+    begun()
+    await Shard(ShardLink(address, name, key)).run(incarnation)
 
 
 class RayStarter:
@@ -100,8 +106,9 @@ class RayStarter:
         try:
             self._ray.get(call)
         except Exception as error:
-            # Ray has many names for an actor that is gone.
-            return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            # Ray has many names for an actor that is gone; what the actor itself has raised is the cause.
+            cause = getattr(error, "cause", None) or error
+            return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
         return "its call has ended"
 
     async def end(self, shard: int) -> None:
