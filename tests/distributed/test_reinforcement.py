@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from k25_train.data.trajectories.reading import StepFile
@@ -15,6 +16,7 @@ from tests.helpers.rl_crashes import CrashingRun, start_server
 from tests.helpers.rl_runs import REAL, fit_rl, replace_engine, rl_overrides, write_rl_data
 from tests.helpers.rl_served_runs import ServedRun, wrong_tokens
 from tests.helpers.scripted_engine import ScriptedEngine
+from tests.helpers.turned_runs import FORKING, fit_in_turns
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,28 @@ def test_a_run_trains_on_what_it_rolled_out_and_goes_on_bitwise(data: Path, tmp_
     assert runs[0].weights() == runs[1].weights()
     again = read_rows(tmp_path / "halves/metrics.jsonl")
     assert [row["loss"] for row in again[1:]] == [row["loss"] for row in rows[1:]]
+
+
+@pytest.mark.parametrize("kind", ["turns", pytest.param(FORKING, marks=pytest.mark.slow)])
+def test_what_was_only_seen_is_context_and_has_no_loss(kind: str, data: Path, tmp_path: Path) -> None:
+    """Engine and trainer give the drawn tokens of every branch the same log-probabilities, so both have the
+    same tokens before them."""
+    room = ("rollout.max_tokens=96", "rollout.max_prompt_tokens=32", "train.seq_len=128", "train.steps=2")
+    settings = rl_overrides(data, tmp_path, *room)
+    assert run_ranks(fit_in_turns, 1, settings, kind) == [2]
+    for row in read_rows(tmp_path / "metrics.jsonl")[1:]:
+        assert number(row["policy/gap_max"]) <= 1e-5
+        assert number(row["turns"]) > 1 and number(row["observed_tokens"]) > 3
+    for file in files_of(tmp_path, 2):
+        rows = file.everything()
+        parts = [slice(*pair) for pair in zip(rows.offsets[:-1], rows.offsets[1:], strict=True)]
+        assert (
+            not rows.policy_weights[~rows.generated].any() and not rows.ratio_weights[~rows.generated].any()
+        )
+        edges = [int((np.diff(rows.generated[part].astype(np.int8)) == 1).sum()) for part in parts]
+        assert max(edges) > (kind != FORKING), "something is seen between two turns"
+        by_response = np.bincount(rows.responses)
+        assert (by_response == (2 if kind == FORKING else 1)).all() and len(by_response) == 6
 
 
 def test_two_ranks_reinforce_as_one_does(data: Path, tmp_path: Path) -> None:
