@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from k25_train.rollout.overview import list_command, show_command
+from k25_train.rollout.overview import list_command, replay_command, show_command, stats_command
 from k25_train.rollout.serve import command as serve_command
 from k25_train.subcommands import parser_of, run_subcommand
 
@@ -13,7 +13,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     # A server serves whether or not somebody reads what it prints.
     serves = bool(words) and words[0] == "serve" and not {"-h", "--help"} & set(words)
-    parser = parser_of("k25-rollout", __doc__, serve_command.add, list_command.add, show_command.add)
+    parser = parser_of(
+        "k25-rollout",
+        __doc__,
+        serve_command.add,
+        list_command.add,
+        show_command.add,
+        stats_command.add,
+        replay_command.add,
+    )
     return run_subcommand(parser, arguments, output_goes_on=serves)
 
 

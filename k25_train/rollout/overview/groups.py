@@ -101,7 +101,7 @@ def groups_of_run(run: Path) -> Iterator[ShownGroup]:
     state = read_state(folder / JOURNAL, has_data=lambda step: step in files)
     for number in sorted(state.open):
         group = state.open[number]
-        responses = tuple(_of_journal(response) for response in group.responses)
+        responses = tuple(of_journal(response) for response in group.responses)
         yield ShownGroup(number=number, task=group.task, step=UNDER_WAY, responses=responses)
 
 
@@ -136,7 +136,8 @@ def _of_file(file: StepFile, numbers: Sequence[int]) -> ShownResponse:
     return ShownResponse(branches=tuple(branches), facts=file.facts[numbers[0]])
 
 
-def _of_journal(response: Response) -> ShownResponse:
+def of_journal(response: Response) -> ShownResponse:
+    """A response as the journal has it."""
     verdict = response.verdict.as_json() if response.verdict else {"reward": None, "parts": {}, "reason": ""}
     reason = str(response.ended) if response.ended else None
     facts = {"finish_reason": reason, "attempt": response.attempt, "turns": response.num_turns, **verdict}

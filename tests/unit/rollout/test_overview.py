@@ -75,3 +75,40 @@ def test_what_is_not_there_is_named(run: Path, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "empty").mkdir()
     assert main(["list", str(tmp_path / "empty")]) == 2
     assert "has no rollouts: name the run.dir" in capsys.readouterr().err
+
+
+def test_stats_are_of_the_journal(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["stats", str(run)]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    for line in ("trained 2", "judged 1", "waiting 1", "groups 2", "turns 2", "tokens 6", "stop 2"):
+        assert line in words, (line, words)
+
+
+def test_replay_names_what_differs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # The fixture's file has other tokens than its journal.
+    assert main(["replay", str(run)]) == 1
+    out = capsys.readouterr().out
+    assert "step 1, group 0, response 0: 3 token_ids in the journal, 2 in the step file" in out
+    assert "1 responses of 1 steps compared" in out
+
+
+def test_replay_of_what_agrees_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    step_path(run / "rollouts", 1).unlink()
+    made = Trajectory(
+        name="t/0#0", response=0, tokens=np.array([65, 66, 70, 71, 72], np.int32),
+        generated=np.array([False, False, True, True, True]),
+        rollout_logprobs=np.concatenate([[0, 0], segment([70, 71, 72]).logprobs]).astype(np.float32),
+        versions=np.array([-1, -1, *[segment([70]).spans[0].version] * 3], np.int32),
+        facts={
+            "group": 0, "task": "t/0", "sample": 0, "finish_reason": "stop", "reward": 0.5, "parts": {},
+            "reason": "",
+        },
+    )  # fmt: skip
+    rows = Trajectories.of([made])
+    ones = rows.generated.astype(np.float32)
+    write_step_file(step_path(run / "rollouts", 1), rows.weighted(ones, ones, ones), {})
+    assert main(["replay", str(run)]) == 0, capsys.readouterr().out
+    assert "1 responses of 1 steps compared" in capsys.readouterr().out
