@@ -51,7 +51,7 @@ class _Source:
         """A task; one that rubrics judge as well has the judge that puts both together."""
         task = self.family.task(split, item)
         if self.config.agent:
-            task = replace(task, agent=tuple(self.config.agent))
+            task = replace(task, agent=tuple(self.config.agent), needs_sandbox=True)
         if not self.config.rubrics:
             return task
         return replace(task, judge=with_rubrics(task.judge, self.name))

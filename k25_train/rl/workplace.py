@@ -16,6 +16,7 @@ from k25_train.rl.sandboxes import sandboxes_of
 from k25_train.rollout import local
 from k25_train.rollout.asking import Asking, Generates
 from k25_train.rollout.engines.served_model import ServedModel
+from k25_train.rollout.gateway.agents import GatewayAgents
 from k25_train.rollout.local import LocalRollouts
 from k25_train.rollout.manager.engines_seen import Engines
 from k25_train.rollout.manager.manager import RolloutManager
@@ -114,6 +115,9 @@ def rollouts_at(
             services=workplace.services,
             manager=RolloutManager(share, engines=seen, notice=notice),
             count=count,
+            agents=GatewayAgents(
+                workplace.prompts, workplace.services.sandboxes, share, count, shards=shards
+            ),
         ),
     )
 

@@ -40,6 +40,9 @@ class Agents(Protocol):
         Raises `EnvironmentFaultError` where the command or its sandbox fails by no fault of the policy.
         """
 
+    async def close(self) -> None:
+        """End what they speak to. Twice is as once."""
+
 
 class NoAgents:
     """There is no gateway."""
@@ -51,3 +54,6 @@ class NoAgents:
         raise RolloutError(
             f"task {task.key}: environment.tasks names an agent, {task.agent[0]}, but there is no gateway"
         )
+
+    async def close(self) -> None:
+        """There is nothing to end."""

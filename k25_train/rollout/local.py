@@ -99,6 +99,7 @@ class LocalRollouts:
             async with asyncio.timeout(self._config.manager.teardown_timeout_s):
                 await asyncio.gather(*(each.environment.close() for each in kept), return_exceptions=True)
         await self._parts.manager.close()
+        await self._parts.agents.close()
 
     async def _respond(self, work: Work, append: Append, scope: Scope) -> None:
         """Attempts, until one has ended or has what the round allows."""

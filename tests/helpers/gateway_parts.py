@@ -119,6 +119,8 @@ class Trial:
 
     access: Access
     session: AgentSession
+    recorded: Session
+    """Where turns are recorded."""
     response: Response
     media: dict[str, bytes]
     url: str
@@ -162,7 +164,7 @@ class Stage:
         agent = AgentSession(recorder_of(session, self.prompts), chosen)
         access = self.registry.open(agent)
         url = f"{self.url}/sessions/{access.session_id}"
-        return Trial(access=access, session=agent, response=response, media=media, url=url)
+        return Trial(access=access, session=agent, recorded=session, response=response, media=media, url=url)
 
     def mismatches(self, trials: Sequence[Trial]) -> list[str]:
         """Where what is trained is not what the engine saw and drew, each token exactly once."""
@@ -217,7 +219,7 @@ async def gateway_stage(
     model = ServedModel(vocab_size=tokenizer.vocab_size, media_pad=tokenizer.media_pad, vision=vision)
     prompts = Prompts(tokenizer, "tokenizer.json", model, config.max_prompt_tokens)
     registry = Registry()
-    runner, url = await run_gateway(registry, "127.0.0.1", 0)
+    runner, url = await run_gateway(registry, "127.0.0.1", [0])
     try:
         yield Stage(
             url=url,

@@ -11,11 +11,13 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
 
+from k25_train.errors import RolloutError
+from k25_train.rollout.gateway.commands import MODEL
 from k25_train.rollout.gateway.conversation import Answer, Asked, Kind, RefusedError
 from k25_train.rollout.gateway.dialects.table import CHAT, DIALECTS, Dialect
 from k25_train.rollout.gateway.registry import Registry
@@ -32,8 +34,6 @@ SHUTDOWN_S = 1.0
 """Seconds that requests have to end when the server does."""
 BACKLOG = 4_096
 """Connections that wait to be accepted."""
-MODEL = "policy"
-"""The only model's name; requests may name any other."""
 IGNORED = "x-k25-ignored"
 """Header of answers that names keys of the request without effect."""
 LOG = logging.getLogger(__name__)
@@ -171,15 +171,24 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return web.json_response(CHAT.error_json(told), status=error.status)
 
 
-async def run_gateway(registry: Registry, host: str, port: int) -> tuple[web.AppRunner, str]:
+async def run_gateway(registry: Registry, host: str, ports: Sequence[int]) -> tuple[web.AppRunner, str]:
     """Start serving; the runner, whose `cleanup` ends it, and the base URL.
 
-    `port`: 0 for a free one. Raises OSError if it is taken.
+    `ports`: of which the first free one is taken; 0 for any. Raises `RolloutError` if there is none.
     """
     app = Gateway(registry).app()
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
-    site = web.TCPSite(runner, host, port, backlog=BACKLOG)
-    await site.start()
-    bound = runner.addresses[0][1]
-    return runner, f"http://{host}:{bound}"
+    problem: OSError | None = None
+    for port in ports:
+        try:
+            await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+        except OSError as error:
+            problem = error
+        else:
+            return runner, f"http://{host}:{runner.addresses[0][1]}"
+    await runner.cleanup()
+    raise RolloutError(
+        f"the gateway cannot listen on {host}, ports {ports[0]} to {ports[-1]}: {problem}. Give "
+        "rollout.manager.gateway_port other ones, or 0 for free ones"
+    )

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from k25_train.rollout.gateway.conversation import (
     TokenText,
     digest_of,
 )
-from k25_train.rollout.gateway.rendering import observed_of
+from k25_train.rollout.gateway.rendering import as_chat, observed_of
 from k25_train.rollout.gateway.repeats import Repeats
 from k25_train.rollout.gateway.tree import Drawn, Found, Tree
 from k25_train.rollout.prompts import Prompting
@@ -77,6 +78,7 @@ class AgentSession:
         """Its requests."""
         self.counts: Counter[str] = Counter()
         """What has happened: turns, forks, refusals by kind, ignored keys."""
+        self._latest: tuple[Message, ...] = ()
         self.fault: K25Error | None = None
         """What ended it for good: no engine gave an answer. Its rollout has to raise it."""
 
@@ -93,6 +95,16 @@ class AgentSession:
             raise
         finally:
             self._in_flight -= 1
+
+    @property
+    def conversation(self) -> tuple[dict[str, Any], ...]:
+        """What the latest answer ends, as conversations have it; images are where their parts are."""
+        return tuple(as_chat(message, {}) for message in self._latest)
+
+    @property
+    def has_no_turns_left(self) -> bool:
+        """Whether another turn would be refused."""
+        return self.counts["turns"] >= self._rules.max_turns
 
     async def close(self) -> None:
         """End what is in flight."""
@@ -146,6 +158,7 @@ class AgentSession:
             policy_ids=tuple(call.id for call in action.calls),
         )
         self._tree.add(root, whole.messages, message, drawn)
+        self._latest = (*whole.messages, message)
         self.counts["turns"] += 1
         self.counts["forks"] += found.is_fork
         answer = self._told(whole, found, turn, message, number, action)
@@ -154,7 +167,8 @@ class AgentSession:
         return answer
 
     def _check(self, found: Found) -> None:
-        if self._num_turns >= self._rules.max_turns:
+        # Those in flight count, this one included.
+        if self.counts["turns"] + self._in_flight > self._rules.max_turns:
             raise RefusedError(
                 Kind.overflow,
                 f"the rollout has had its {self._rules.max_turns} turns (rollout.manager.max_turns)",

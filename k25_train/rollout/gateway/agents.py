@@ -1,0 +1,133 @@
+"""Agents of any make act as the policy: an attempt is a command in a sandbox that reaches the gateway alone.
+
+Episode ─► reset ─► sandbox ── command ──► gateway (this loop) ─► Session ─► engines
+                       │  no network: the gateway's port is on its loopback
+                       └─ ends ─► files and conversation ─► judge
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp import web
+
+from k25_train.config.rollout_manager import ManagerConfig
+from k25_train.environments.base import Task
+from k25_train.environments.environment import Environment, EnvironmentFaultError, Observation
+from k25_train.environments.sandboxes.base import Ending, Finished, Sandboxes, SandboxSpec
+from k25_train.rollout.agents import Acted
+from k25_train.rollout.gateway.commands import files_of, filled, folders_of, variables_of
+from k25_train.rollout.gateway.recording import recorder_of
+from k25_train.rollout.gateway.registry import Access, Registry
+from k25_train.rollout.gateway.server import run_gateway
+from k25_train.rollout.gateway.sessions import AgentSession, SessionRules
+from k25_train.rollout.manager.scope import Scope
+from k25_train.rollout.prompts import Prompting
+from k25_train.rollout.session import Session
+from k25_train.rollout.trajectory import Ended
+
+LOOPBACK = ("127.0.0.1", "localhost")
+SHOWN = 2_000
+"""Characters of an agent's errors that a message shows: the last ones."""
+
+
+class GatewayAgents:
+    """See `Agents`. The gateway starts with the first agent."""
+
+    def __init__(
+        self,
+        prompts: Prompting,
+        sandboxes: Sandboxes,
+        manager: ManagerConfig,
+        count: Callable[[str], None],
+        *,
+        shards: int = 1,
+    ) -> None:
+        """
+        Args:
+            prompts: between messages and ids.
+            sandboxes: in which commands run.
+            manager: where the gateway listens, and limits.
+            count: told what has happened, by kind.
+            shards: event loops whose gateways share the ports from the configured one on.
+        """
+        self._prompts, self._sandboxes, self._manager, self._count = prompts, sandboxes, manager, count
+        self._num_ports = shards if manager.gateway_port else 1
+        self._registry = Registry()
+        self._starting = asyncio.Lock()
+        self._runner: web.AppRunner | None = None
+        self._url = ""
+
+    async def act(
+        self, task: Task, environment: Environment, opening: Observation, session: Session, scope: Scope
+    ) -> Acted:
+        """See `Agents`. Raises `RolloutError` and `EngineError` as `Session.turn`, too."""
+        url = await self._serving()
+        most = min(self._manager.max_turns, task.max_turns or self._manager.max_turns)
+        rules = SessionRules(thinking=task.thinking, max_turns=most)
+        agent = AgentSession(recorder_of(session, self._prompts), rules)
+        access = self._registry.open(agent)
+        try:
+            finished = await self._run(task, opening, url, access, scope)
+        finally:
+            # Whatever ends it: nobody asks for this response any more.
+            await self._registry.close(access)
+            for kind, number in agent.counts.items():
+                for _ in range(number):
+                    self._count(f"gateway/{kind}")
+        if agent.fault is not None:
+            raise agent.fault
+        if not agent.counts["turns"]:
+            errors = (finished.stderr or finished.stdout).decode("utf-8", "replace").strip()[-SHOWN:]
+            raise EnvironmentFaultError(
+                f"agent {task.agent[0]} has asked for no turn, and ended with status {finished.status} "
+                f"({finished.ending}): {errors or 'it printed nothing'}"
+            )
+        self._count(f"agent/status_{finished.status}")
+        return Acted(ended=_why(finished, agent), messages=agent.conversation)
+
+    async def close(self) -> None:
+        """End the gateway, and all sessions. Twice is as once."""
+        await self._registry.close_all()
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    async def _serving(self) -> str:
+        """The gateway's URL, once it serves. Raises `RolloutError` if all its ports are taken."""
+        async with self._starting:
+            if self._runner is None:
+                host, first = self._manager.gateway_host, self._manager.gateway_port
+                ports = range(first, first + self._num_ports)
+                self._runner, self._url = await run_gateway(self._registry, host, ports)
+            return self._url
+
+    async def _run(
+        self, task: Task, opening: Observation, url: str, access: Access, scope: Scope
+    ) -> Finished:
+        is_local = self._manager.gateway_host in LOOPBACK
+        spec = SandboxSpec(
+            name=task.key,
+            files=files_of(opening),
+            folders=folders_of(task.agent),
+            # On another machine it is reached through the network, or not at all.
+            ports=(int(url.rpartition(":")[2]),) if is_local else (),
+            network=not is_local,
+        )
+        box = await self._sandboxes.open(spec)
+        try:
+            return await box.run(
+                filled(task.agent, opening),
+                timeout_s=self._manager.rollout_timeout_s,
+                variables=variables_of(url, access),
+            )
+        finally:
+            await scope.teardown(box.close(), f"sandbox of agent {task.agent[0]}")
+
+
+def _why(finished: Finished, agent: AgentSession) -> Ended:
+    """Why there are no more turns."""
+    if finished.ending is Ending.OUT_OF_TIME:
+        return Ended.TIMEOUT
+    if agent.has_no_turns_left:
+        return Ended.TURNS
+    return Ended.LENGTH if finished.status and agent.counts["refused/overflow"] else Ended.STOP
