@@ -4,17 +4,21 @@
 
 What is asked in a task decides its split, whatever its number: training and held-out tasks never ask the
 same, however many there are.
+
+Each family knows a way to solve every one of its tasks, and ways that must not pay: turns of an agent, which
+can be played in the task's environment (`tests/unit/environments/test_solutions.py` does).
 """
 
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
 from k25_train.environments.base import Task
+from k25_train.environments.environment import Action, ToolCall
 from k25_train.errors import ConfigError
 
 HELDOUT_SHARE = 8
@@ -31,14 +35,8 @@ class Split(StrEnum):
     """To be evaluated on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demonstration:
-    """How a task may be answered: what fine-tuning before reinforcement learning shows."""
-
-    reasoning: str
-    """What is thought first; empty for nothing."""
-    content: str
-    """The answer."""
+Script = tuple[Action, ...]
+"""Turns of an agent in order, whatever it gets to see; the last one is its answer."""
 
 
 class Family[Content](ABC):
@@ -46,6 +44,8 @@ class Family[Content](ABC):
 
     name: str
     """In configurations, and in figures."""
+    wrong: float = 0.0
+    """Share of the demonstrations that are cheats: whoever imitates them has something to gain."""
 
     @abstractmethod
     def draw(self, rng: random.Random) -> Content:
@@ -56,28 +56,66 @@ class Family[Content](ABC):
         """The task that asks it."""
 
     @abstractmethod
-    def explain(self, rng: random.Random, content: Content) -> Demonstration:
-        """One of the ways in which a demonstrator answers it."""
+    def solve(self, content: Content) -> Script:
+        """Turns that earn a reward of 1."""
+
+    @abstractmethod
+    def cheats(self, content: Content) -> Mapping[str, Script]:
+        """Name -> turns that are lazy, or cheat, and earn nothing."""
+
+    def asked(self, content: Content) -> object:
+        """What decides the split; the whole content, unless some of it is not asked."""
+        return content
+
+    def demonstrate(self, rng: random.Random, content: Content) -> Script:
+        """One of the ways in which a demonstrator goes about it; `wrong` of them are cheats."""
+        if rng.random() < self.wrong:
+            cheats = self.cheats(content)
+            return cheats[rng.choice(sorted(cheats))]
+        return self.solve(content)
 
     def task(self, split: Split, number: int) -> Task:
         """Task `number`, 0 or more, of a split; the same whenever it is made."""
-        return self.make(f"{self.name}/{split}/{number}", self._content(split, number))
+        return self.make(f"{self.name}/{split}/{number}", self.content(split, number))
 
-    def demonstration(self, split: Split, number: int) -> Demonstration:
+    def demonstration(self, split: Split, number: int) -> Script:
         """How task `number` may be answered; the same whenever it is made."""
         rng = random.Random(f"demonstration {self.name} {split} {number}")
-        return self.explain(rng, self._content(split, number))
+        return self.demonstrate(rng, self.content(split, number))
 
-    def _content(self, split: Split, number: int) -> Content:
+    def content(self, split: Split, number: int) -> Content:
+        """What task `number` asks. Raises ConfigError where no draw is of the split."""
         rng = random.Random(f"task {self.name} {split} {number}")
         for _ in range(_MAX_DRAWS):
             content = self.draw(rng)
-            if split_of(content) is split:
+            if split_of(self.asked(content)) is split:
                 return content
         raise ConfigError(
             f"{self.name}: none of {_MAX_DRAWS:,} draws is a {split} task\n"
             "  -> there are too few different ones: use wider options"
         )
+
+
+def script(*turns: Action) -> Script:
+    """Turns whose calls have the ids that a policy gives them: numbered through the conversation."""
+    numbered, count = [], 0
+    for turn in turns:
+        calls = []
+        for call in turn.calls:
+            calls.append(replace(call, id=f"functions.{call.name}:{count}"))
+            count += 1
+        numbered.append(replace(turn, calls=tuple(calls)))
+    return tuple(numbered)
+
+
+def say(content: str, reasoning: str = "") -> Action:
+    """A turn without calls: an answer."""
+    return Action(content=content, reasoning=reasoning)
+
+
+def call(tool: str, **arguments: Any) -> Action:
+    """A turn that calls one tool."""
+    return Action(content="", calls=(ToolCall(id="", name=tool, arguments=arguments),))
 
 
 def split_of(content: object) -> Split:
@@ -103,6 +141,22 @@ class Options:
                 f"options.{name}={value} of the family {self._family}: {rule}\n  -> e.g. {name}: '{default}'"
             ) from error
 
+    def difficulty(self, hardest: int) -> range:
+        """`difficulty`: a range from 1, the easiest, to `hardest`; all of it by default."""
+
+        def read(text: str) -> range:
+            found = read_range(text)
+            if found[-1] > hardest:
+                raise ValueError(text)
+            return found
+
+        rule = f"must be a number of 1 to {hardest}, or a range such as 1-2"
+        return self.take("difficulty", f"1-{hardest}", read, rule)
+
+    def wrong(self) -> float:
+        """`wrong`: the share of demonstrations that are cheats; none by default."""
+        return self.take("wrong", "0", read_share, "must be between 0 and 1")
+
     def end(self) -> None:
         """Raises ConfigError for options that nobody took."""
         if self._given:
@@ -119,6 +173,18 @@ def read_range(text: str) -> range:
     if not found or found[0] < 1:
         raise ValueError(text)
     return found
+
+
+def read_names(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """What reads `a,b`, or one name, all of them known. It raises ValueError."""
+
+    def read(text: str) -> tuple[str, ...]:
+        names = tuple(name.strip() for name in text.split(","))
+        if not set(names) <= set(known) or len(set(names)) < len(names):
+            raise ValueError(text)
+        return names
+
+    return read
 
 
 def read_share(text: str) -> float:

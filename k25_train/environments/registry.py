@@ -10,17 +10,27 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from k25_train.environments.base import Task
-from k25_train.environments.counting import Counting
 from k25_train.environments.environment import Environment, MakeEnvironment, Services
+from k25_train.environments.families.chores import Chores
+from k25_train.environments.families.code import Code
+from k25_train.environments.families.counting import Counting
+from k25_train.environments.families.data import Data
+from k25_train.environments.families.logic import Logic
+from k25_train.environments.families.sums import Sums
+from k25_train.environments.families.visual import Visual
 from k25_train.environments.family import Family
 from k25_train.environments.one_turn import OneTurn
-from k25_train.environments.sums import Sums
 from k25_train.environments.tool_environment import ToolEnvironment
 from k25_train.errors import ConfigError
 
 FAMILIES: dict[str, Callable[[Mapping[str, str]], Family[Any]]] = {
     Sums.name: Sums,
     Counting.name: Counting,
+    Logic.name: Logic,
+    Code.name: Code,
+    Data.name: Data,
+    Visual.name: Visual,
+    Chores.name: Chores,
 }
 """Name in the configuration -> what makes it from its options."""
 ENVIRONMENTS: dict[str, MakeEnvironment] = {"one_turn": OneTurn, "tools": ToolEnvironment}

@@ -8,6 +8,7 @@ Reasoning and `</think>` are only there where the prompt ends with an open thoug
 
 import json
 import re
+from typing import Any
 
 from k25_train.environments.environment import Action, ToolCall
 from k25_train.errors import K25Error
@@ -48,6 +49,33 @@ def calls_of(section: str) -> tuple[ToolCall, ...]:
     if first.strip() or not written:
         raise MalformedCallsError("malformed tool call: the section does not begin with a call")
     return tuple(_call(text) for text in written)
+
+
+def as_message(action: Action) -> dict[str, Any]:
+    """A turn as a conversation has it (`data/chat/messages.py`)."""
+    message: dict[str, Any] = {"role": "assistant", "content": action.content}
+    if action.reasoning:
+        message["reasoning_content"] = action.reasoning
+    if action.calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": dict(call.arguments)},
+            }
+            for call in action.calls
+        ]
+    return message
+
+
+def as_reply(action: Action, *, thinking: bool) -> str:
+    """A turn as a policy writes it, without what ends it: `read_reply` gives the turn again."""
+    thought = f"{action.reasoning}</think>" if thinking else ""
+    calls = "".join(
+        f"{_CALL}{call.id}{_ARGUMENTS}{json.dumps(dict(call.arguments), ensure_ascii=False)}{_CALL_END}"
+        for call in action.calls
+    )
+    return thought + action.content + (f"{SECTION}{calls}{SECTION_END}" if calls else "")
 
 
 def _call(text: str) -> ToolCall:

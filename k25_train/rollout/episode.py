@@ -12,7 +12,8 @@ import time
 from dataclasses import dataclass, field
 
 from k25_train.environments.base import Task
-from k25_train.environments.environment import Action, Environment, Observation
+from k25_train.environments.environment import Environment, Observation
+from k25_train.environments.reply import as_message
 from k25_train.rollout.agents import Agents
 from k25_train.rollout.engines.base import FinishReason
 from k25_train.rollout.environment_calls import LostError, asked
@@ -229,17 +230,3 @@ class Player:
             thinking=task.thinking,
             last_id=episode.last_id,
         )
-
-
-def as_message(action: Action) -> Message:
-    """A turn of the policy as a conversation has it."""
-    message: dict[str, object] = {"role": "assistant", "content": action.content}
-    if action.reasoning:
-        message["reasoning_content"] = action.reasoning
-    if action.calls:
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function",
-             "function": {"name": call.name, "arguments": dict(call.arguments)}}
-            for call in action.calls
-        ]  # fmt: skip
-    return message

@@ -142,7 +142,7 @@ def test_engines_have_proven_weights_before_they_generate_also_after_a_resume(
 
 def refusal(context: RankContext, arguments: list[str]) -> str:
     """What a run says whose tasks have no answers; engines are not to be asked for."""
-    from k25_train.environments.sums import Sums
+    from k25_train.environments.families.sums import Sums
     from k25_train.errors import ConfigError
     from k25_train.rl import build
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from k25_train.environments.base import Verdict, failed, unscored
+from k25_train.environments.base import ACCURACY, Verdict, failed, scored, unscored
+from k25_train.environments.families import logic
 from k25_train.rl.rewards import extraction
 from k25_train.rl.rewards.faults import ResponseFaultError, TaskFaultError, needed, number_of
 from k25_train.rl.rewards.rules.answers import (
@@ -109,8 +110,15 @@ def count(content: str, reference: Any) -> Verdict:
     return count_closeness(number_in(extraction.final_answer(content)), int(right))
 
 
+def reasoning_gym(content: str, reference: Any) -> Verdict:
+    """`{"dataset": …, "question": …, "answer": …, "metadata": {…}}`: 1 for a full score of its scorer."""
+    full = logic.score(reference, extraction.final_answer(content)) == logic.FULL
+    return scored(float(full), {ACCURACY: float(full)})
+
+
 RULES: Mapping[str, Rule] = {
-    rule.__name__: rule for rule in (answer, number, text, choice, boxes, points, polygons, ocr, count)
+    rule.__name__: rule
+    for rule in (answer, number, text, choice, boxes, points, polygons, ocr, count, reasoning_gym)
 }
 """Name -> rule. `unit_tests` needs a sandbox and is in `unit_tests.py`."""
 

@@ -48,17 +48,25 @@ class UnitTests:
         self._room = asyncio.Semaphore(max_running)
 
     async def __call__(self, answer: Answer, reference: Any) -> Verdict:
-        """The verdict; `failed` without code. Raises MachineError without a working sandbox."""
+        """The verdict on the last block of code; `failed` without one. Raises MachineError without a working
+        sandbox."""
+        try:
+            code = last_code(answer.content, LANGUAGES)
+        except ResponseFaultError as error:
+            return failed(str(error))
+        return await self.of_code(code.encode(errors="replace"), reference)
+
+    async def of_code(self, code: bytes, reference: Any) -> Verdict:
+        """The verdict on code. Raises as a call."""
         async with self._room:
             try:
-                return await self._judged(answer, reference)
+                return await self._judged(code, reference)
             except ResponseFaultError as error:
                 return failed(str(error))
             except TaskFaultError as error:
                 return unscored(str(error))
 
-    async def _judged(self, answer: Answer, reference: Any) -> Verdict:
-        code = last_code(answer.content, LANGUAGES).encode(errors="replace")
+    async def _judged(self, code: bytes, reference: Any) -> Verdict:
         files = {_SOLUTION: code, "/judge/in_sandbox.py": _RUNNER}
         if not isinstance(reference, dict):
             raise TaskFaultError(_NO_TESTS)

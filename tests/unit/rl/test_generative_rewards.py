@@ -16,7 +16,7 @@ from k25_train.config.rollout import RolloutConfig
 from k25_train.data.chat_set.vocabulary import with_chat_tokens
 from k25_train.data.tokenizer import load_tokenizer
 from k25_train.environments.base import Task
-from k25_train.environments.sums import Sums
+from k25_train.environments.families.sums import Sums
 from k25_train.errors import ConfigError, K25Error
 from k25_train.rl.figures import sign_figures
 from k25_train.rl.rewards.generative import Rubrics, open_rubrics

@@ -8,11 +8,12 @@ check alike: whoever imitates them is often wrong, and can do better by what is 
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from k25_train.environments.base import Task
-from k25_train.environments.family import Demonstration, Family, Options, read_range, read_share, user
+from k25_train.environments.environment import Action
+from k25_train.environments.family import Family, Options, Script, read_range, read_share, say, user
 from k25_train.errors import ConfigError
 
 MODULUS = 10
@@ -30,7 +31,7 @@ class Sums(Family[tuple[int, ...]]):
         rule = "must be a number, or a range such as 3-6"
         self._digits = given.take("digits", "2-5", read_range, rule)
         self._passes = given.take("passes", "1-3", read_range, rule)
-        self._wrong = given.take("wrong", "0", read_share, "must be between 0 and 1")
+        self.wrong = given.take("wrong", "0", read_share, "must be between 0 and 1")
         given.end()
         if self._digits[0] < 2:
             raise ConfigError(
@@ -54,14 +55,30 @@ class Sums(Family[tuple[int, ...]]):
             thinking=True,
         )
 
-    def explain(self, rng: random.Random, content: tuple[int, ...]) -> Demonstration:
+    def solve(self, content: tuple[int, ...]) -> Script:
+        """See `Family`: partial sums, once."""
+        return (_added(content, 1),)
+
+    def cheats(self, content: tuple[int, ...]) -> Mapping[str, Script]:
         """See `Family`."""
+        total = sum(content) % MODULUS
+        return {
+            "guess": (say(str((total + 1) % MODULUS), "?"),),
+            "every digit": (say(" ".join(map(str, range(MODULUS))), "?"),),
+        }
+
+    def demonstrate(self, rng: random.Random, content: tuple[int, ...]) -> Script:
+        """See `Family`: a wrong one goes wrong on its way."""
         digits = list(content)
-        if rng.random() < self._wrong:
+        if rng.random() < self.wrong:
             place = rng.randrange(1, len(digits))
             digits[place] += rng.randrange(1, MODULUS)
-        partial = [total % MODULUS for total in accumulate(digits)]
-        steps = (f"+{digit}={total}" for digit, total in zip(content[1:], partial[1:], strict=True))
-        line = f"{content[0]}{''.join(steps)}"
-        reasoning = ";".join([line] * rng.choice(self._passes))
-        return Demonstration(reasoning=reasoning, content=str(partial[-1]))
+        return (_added(content, rng.choice(self._passes), digits),)
+
+
+def _added(content: Sequence[int], passes: int, added: Sequence[int] | None = None) -> Action:
+    """Partial sums of what was added, as if it were what was asked."""
+    partial = [total % MODULUS for total in accumulate(added or content)]
+    steps = (f"+{digit}={total}" for digit, total in zip(content[1:], partial[1:], strict=True))
+    line = f"{content[0]}{''.join(steps)}"
+    return say(str(partial[-1]), ";".join([line] * passes))

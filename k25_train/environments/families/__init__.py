@@ -1,0 +1,1 @@
+"""Families of generated tasks that ship (`registry.py` names them)."""
