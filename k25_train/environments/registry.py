@@ -16,6 +16,7 @@ from k25_train.environments.families.code import Code
 from k25_train.environments.families.counting import Counting
 from k25_train.environments.families.data import Data
 from k25_train.environments.families.logic import Logic
+from k25_train.environments.families.search import Search
 from k25_train.environments.families.sums import Sums
 from k25_train.environments.families.visual import Visual
 from k25_train.environments.family import Family
@@ -30,6 +31,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, str]], Family[Any]]] = {
     Code.name: Code,
     Data.name: Data,
     Visual.name: Visual,
+    Search.name: Search,
     Chores.name: Chores,
 }
 """Name in the configuration -> what makes it from its options."""

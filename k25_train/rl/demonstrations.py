@@ -2,9 +2,9 @@
 
 Writes a demonstration of each training task of the experiment's `environment` as a line of JSON, in the form
 of `format: chat` (`k25_train/data/chat`), which fine-tuning reads; images are in the lines. None shows a
-held-out task. Where a policy has tools, its turns are played in the task's environment, so that what real tools
-answer is shown, too. Equal settings give equal bytes, as far as tools answer the same; the file appears under
-its name only when it is complete.
+held-out task. Where a policy has tools, its turns are played in the task's environment, so that what real
+tools answer is shown, too. Equal settings give equal bytes, as far as tools answer the same; the file appears
+under its name only when it is complete.
 """
 
 import argparse

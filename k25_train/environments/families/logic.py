@@ -83,7 +83,7 @@ class Logic(Family[Puzzle]):
         self._difficulty = given.difficulty(HARDEST)
         self.wrong = given.wrong()
         given.end()
-        _gym()
+        prepare()
 
     def draw(self, rng: random.Random) -> Puzzle:
         """See `Family`."""
@@ -155,7 +155,7 @@ def score(reference: Mapping[str, Any], answer: str) -> float:
 
 
 @cache
-def _gym() -> Any:
+def prepare() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -171,13 +171,13 @@ def _gym() -> Any:
 def _scorer(dataset: str) -> Any:
     if dataset not in DATASETS:
         raise ValueError(f"there is no dataset {dataset!r}")
-    return _gym().create_dataset(dataset, seed=0, size=1)
+    return prepare().create_dataset(dataset, seed=0, size=1)
 
 
 @cache
 def _settings(dataset: str, difficulty: int) -> Mapping[str, Any]:
     """The configuration of a dataset after so many steps of its curriculum."""
-    curriculum = _gym().factory.create_curriculum(dataset)
+    curriculum = prepare().factory.create_curriculum(dataset)
     for _ in range(difficulty - 1):
         for attribute in curriculum.attributes:
             curriculum.increment_attr_level(attribute)
@@ -187,5 +187,5 @@ def _settings(dataset: str, difficulty: int) -> Mapping[str, Any]:
 def _generated(dataset: str, difficulty: int, seed: int) -> dict[str, Any]:
     """A puzzle; equal arguments give an equal one."""
     settings = {**_settings(dataset, difficulty), "seed": seed, "size": 1}
-    entry: dict[str, Any] = _gym().create_dataset(dataset, **settings)[0]
+    entry: dict[str, Any] = prepare().create_dataset(dataset, **settings)[0]
     return entry

@@ -16,6 +16,7 @@ from k25_train.environments.toolsets.mcp_server import make_mcp
 from k25_train.environments.toolsets.python import make_python
 from k25_train.environments.toolsets.search.tools import make_search
 from k25_train.environments.toolsets.shell import make_shell
+from k25_train.environments.toolsets.zoom import make_zoom
 from k25_train.errors import ConfigError
 
 GROUP = "k25_train.toolsets"
@@ -26,6 +27,7 @@ TOOLSETS: dict[str, MakeToolset] = {
     "search": make_search,
     "browser": make_browser,
     "mcp": make_mcp,
+    "zoom": make_zoom,
 }
 """Name -> what makes it from its options."""
 

@@ -122,6 +122,9 @@ RULES: Mapping[str, Rule] = {
 }
 """Name -> rule. `unit_tests` needs a sandbox and is in `unit_tests.py`."""
 
+PREPARED: Mapping[str, Callable[[], object]] = {"reasoning_gym": logic.prepare}
+"""Name of a rule -> what it needs once in a process, and what takes as long as many verdicts."""
+
 
 def apply_rule(name: str, content: str, reference: Any) -> Verdict:
     """The verdict of a rule, whatever it raises. Raises KeyError for a rule that there is not."""

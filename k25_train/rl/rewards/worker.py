@@ -5,6 +5,9 @@
     {"rule": "boxes", "content": "…", "reference": {…}, "deadline_s": 2.0}
     {"status": "scored", "reward": 0.5, "parts": {…}, "reason": ""}
 
+    {"prepare": "reasoning_gym"}          once, for a rule that needs it; without an alarm
+    ready
+
 The alarm ends the process, whatever it is in the middle of, and whether or not whoever asked still lives.
 """
 
@@ -13,7 +16,7 @@ import resource
 import signal
 import sys
 
-from k25_train.rl.rewards.text_rules import apply_rule
+from k25_train.rl.rewards.text_rules import PREPARED, apply_rule
 
 MEMORY_BYTES = 2 << 30
 """Address space of a worker. Source: our choice; numpy and the largest ordinary request take a tenth."""
@@ -29,6 +32,10 @@ def main() -> None:
     print(READY, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        if "prepare" in request:
+            PREPARED[request["prepare"]]()
+            print(READY, flush=True)
+            continue
         signal.setitimer(signal.ITIMER_REAL, request["deadline_s"])
         verdict = apply_rule(request["rule"], request["content"], request["reference"])
         signal.setitimer(signal.ITIMER_REAL, 0)

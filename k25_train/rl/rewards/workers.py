@@ -12,10 +12,12 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import k25_train
 from k25_train.environments.base import Verdict, unscored
 from k25_train.errors import MachineError
+from k25_train.rl.rewards.text_rules import PREPARED
 from k25_train.rl.rewards.worker import READY
 
 DEADLINE_S = 2.0
@@ -34,6 +36,8 @@ class RuleWorkers:
         self._room = asyncio.Semaphore(num_workers)
         self._idle: list[asyncio.subprocess.Process] = []
         self._deadline_s = deadline_s
+        self._prepared: WeakKeyDictionary[asyncio.subprocess.Process, set[str]] = WeakKeyDictionary()
+        """Rules for which a process has what they need."""
 
     async def apply(self, rule: str, content: str, reference: Any) -> Verdict:
         """The verdict of a rule of `text_rules.RULES`; `unscored` past the deadline."""
@@ -42,6 +46,7 @@ class RuleWorkers:
         async with self._room, self._worker() as process:
             assert process.stdin is not None
             assert process.stdout is not None
+            await self._prepare(process, rule)
             with contextlib.suppress(ConnectionError):
                 process.stdin.write(line)
                 await process.stdin.drain()
@@ -54,6 +59,21 @@ class RuleWorkers:
                 self._idle.append(process)
                 return Verdict.from_json(json.loads(answer))
         return unscored(f"judge out of time or dead: rule {rule} gave no verdict in {self._deadline_s:g} s")
+
+    async def _prepare(self, process: asyncio.subprocess.Process, rule: str) -> None:
+        """Have a process do what a rule needs once. Raises MachineError where it cannot."""
+        prepared = self._prepared.setdefault(process, set())
+        if rule not in PREPARED or rule in prepared:
+            return
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(ConnectionError):
+            process.stdin.write(json.dumps({"prepare": rule}).encode() + b"\n")
+            await process.stdin.drain()
+        answer = await asyncio.wait_for(process.stdout.readline(), START_S)
+        if answer.strip() != READY.encode():
+            raise MachineError(f"a worker could not prepare the rule {rule}; its own message is above")
+        prepared.add(rule)
 
     @contextlib.asynccontextmanager
     async def _worker(self) -> AsyncIterator[asyncio.subprocess.Process]:

@@ -20,33 +20,36 @@ from k25_train.environments.families.counting import CELL, COLOURS, Counting, Pi
 from k25_train.environments.families.sums import Sums
 from k25_train.environments.family import Split, read_range, split_of
 from k25_train.environments.playing import play
-from k25_train.environments.registry import FAMILIES, make_environment, make_family
+from k25_train.environments.registry import make_environment, make_family
 from k25_train.environments.sandboxes.none import NoSandboxes
 from k25_train.errors import ConfigError
 from k25_train.rl.demonstrations import conversation, write_demonstrations
 from k25_train.rl.rewards.judges import open_judges
+from tests.helpers.family_cases import NAMES, family_of
 
 NUM_TASKS = 150
+CHEAP = {"logic": {"datasets": "chain_sum,gcd,syllogism"}, "visual": {"difficulty": "1"}}
+"""Options of families that take milliseconds to draw."""
 JUDGES = open_judges(10, 1, places=1)
 SERVICES = Services(sandboxes=NoSandboxes(), judging=JUDGES, tool_timeout_s=10)
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_a_task_is_a_function_of_its_number(name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_task_is_a_function_of_its_number(name: str, tmp_path: Path) -> None:
     random.seed(1)
-    first = [make_family(name, None).task(Split.TRAIN, number) for number in range(20)]
+    first = [family_of(name, tmp_path).task(Split.TRAIN, number) for number in range(20)]
     random.seed(2)
-    again = [make_family(name, None).task(Split.TRAIN, number) for number in reversed(range(20))]
+    again = [family_of(name, tmp_path).task(Split.TRAIN, number) for number in reversed(range(20))]
     assert first == again[::-1]
     assert len({task.key for task in first}) == 20
     assert all(task.family == name and task.thinking and task.problem for task in first)
-    demonstrations = [make_family(name, None).demonstration(Split.TRAIN, 3) for _ in range(2)]
+    demonstrations = [family_of(name, tmp_path).demonstration(Split.TRAIN, 3) for _ in range(2)]
     assert demonstrations[0] == demonstrations[1]
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_held_out_tasks_ask_what_no_training_task_asks(name: str) -> None:
-    family = make_family(name, None)
+@pytest.mark.parametrize("name", NAMES)
+def test_held_out_tasks_ask_what_no_training_task_asks(name: str, tmp_path: Path) -> None:
+    family = family_of(name, tmp_path, **CHEAP.get(name, {}))
     asked = {
         split: {
             (repr(task.messages), task.media, repr(task.setup))
