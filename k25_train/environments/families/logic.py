@@ -143,15 +143,13 @@ def reference_of(puzzle: Puzzle) -> dict[str, Any]:
 
 
 def score(reference: Mapping[str, Any], answer: str) -> float:
-    """What the dataset's own scorer gives, 0 to 1. Raises ValueError for a reference of another form,
-    ConfigError without reasoning-gym; what its scorer raises for an answer is 0."""
-    if not {"dataset", "question", "answer", "metadata"} <= reference.keys():
-        raise ValueError("it has no dataset, question, answer and metadata")
-    scorer = _scorer(str(reference["dataset"]))
+    """What the dataset's own scorer gives, 0 to 1; 0 for an answer that it stumbles over. Raises KeyError for
+    a dataset that there is not, ConfigError without reasoning-gym."""
+    scorer = _scorer(reference["dataset"])
     try:
         return float(scorer.score_answer(answer, dict(reference)))
     except Exception:
-        return 0.0  # Scorers are not hardened: what they stumble over is no answer.
+        return 0.0  # Scorers are not hardened.
 
 
 @cache
@@ -170,7 +168,7 @@ def prepare() -> Any:
 @cache
 def _scorer(dataset: str) -> Any:
     if dataset not in DATASETS:
-        raise ValueError(f"there is no dataset {dataset!r}")
+        raise KeyError(dataset)
     return prepare().create_dataset(dataset, seed=0, size=1)
 
 

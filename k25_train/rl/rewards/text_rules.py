@@ -112,6 +112,10 @@ def count(content: str, reference: Any) -> Verdict:
 
 def reasoning_gym(content: str, reference: Any) -> Verdict:
     """`{"dataset": …, "question": …, "answer": …, "metadata": {…}}`: 1 for a full score of its scorer."""
+    for key in ("question", "answer", "metadata"):
+        needed(reference, key)
+    if needed(reference, "dataset") not in logic.DATASETS:
+        raise TaskFaultError(f"malformed reference: there is no dataset {reference['dataset']!r}")
     full = logic.score(reference, extraction.final_answer(content)) == logic.FULL
     return scored(float(full), {ACCURACY: float(full)})
 

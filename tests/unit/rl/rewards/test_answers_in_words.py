@@ -33,6 +33,7 @@ ONE: dict[str, dict[str, Any]] = {
     "count": {"count": 3},
     "number": {"answer": 3},
     "choice": {"answer": "A", "choices": "ABCD"},
+    "reasoning_gym": {"dataset": "gcd", "question": "?", "answer": "3", "metadata": {}},
 }
 BAD = {
     "boxes": ["[[NaN, 0, 1, 1]]", "[[0, 0, Infinity, 1]]", "[[0, 0, 1e9, 1]]", "[[0, 0, 1]]", "[1, 2]",

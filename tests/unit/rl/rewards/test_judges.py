@@ -201,6 +201,7 @@ def test_tasks_with_unknown_judges_are_refused_before_the_run() -> None:
 
 
 REFERENCES: dict[str, list[Any]] = {
+    "reasoning_gym": [{"dataset": "gcd", "question": "?", "answer": "3", "metadata": {}}],
     "answer": ["7", 7, ["Paris", "Rome"]],
     "number": [{"answer": 7, "budget_tokens": 100}],
     "text": [{"answers": ["Paris"]}],
