@@ -88,13 +88,26 @@ def _compare_step(
 
 
 def _differ(journal: ShownResponse, file: ShownResponse) -> Iterator[str]:
-    for name in ("token_ids", "logprobs", "versions"):
-        mine, theirs = getattr(journal, name), getattr(file, name)
+    for name, of in (("token ids", _ids), ("log-probabilities", _logprobs), ("versions", _versions)):
+        mine, theirs = of(journal), of(file)
         if len(mine) != len(theirs):
-            yield f"{len(mine)} {name} in the journal, {len(theirs)} in the step file"
+            yield f"{len(mine)} drawn {name} in the journal, {len(theirs)} in the step file"
         elif not np.array_equal(mine, theirs):
             yield f"{name} differ from number {int(np.flatnonzero(mine != theirs)[0])} on"
     for name in ("reward", "finish_reason"):
         ours: Any = journal.facts[name]
         if ours != file.facts[name]:
             yield f"{name} {ours!r} in the journal, {file.facts[name]!r} in the step file"
+
+
+def _ids(response: ShownResponse) -> np.ndarray:
+    parts = [branch.token_ids[branch.generated] for branch in response.branches]
+    return np.concatenate([np.zeros(0, np.int32), *parts])
+
+
+def _logprobs(response: ShownResponse) -> np.ndarray:
+    return response.logprobs
+
+
+def _versions(response: ShownResponse) -> np.ndarray:
+    return response.versions

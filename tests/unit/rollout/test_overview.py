@@ -91,7 +91,7 @@ def test_replay_names_what_differs(run: Path, capsys: pytest.CaptureFixture[str]
     # The fixture's file has other tokens than its journal.
     assert main(["replay", str(run)]) == 1
     out = capsys.readouterr().out
-    assert "step 1, group 0, response 0: 3 token_ids in the journal, 2 in the step file" in out
+    assert "step 1, group 0, response 0: 3 drawn token ids in the journal, 2 in the step file" in out
     assert "1 responses of 1 steps compared" in out
 
 
