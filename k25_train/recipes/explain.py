@@ -36,7 +36,7 @@ _TABLES = {
     "The chain by tokens": ("tokens", "end", "steps", "sequence", "RoPE x", "batch", "vision"),
     "What its stages train": ("learning rate", "trained", "optimizer"),
 }
-"""Title -> columns besides the stage."""
+"""Title -> columns other than the stage."""
 _WORDS = ("stage", "trained", "learning rate", "batch", "optimizer")
 _WIDTH_POWER = 0.3
 """A stage's width in the picture is this power of its tokens: the shortest is not a line."""

@@ -1,4 +1,4 @@
-"""A rollout manager with a clock that stands still, and engines that are whatever a test says."""
+"""A rollout manager with a clock that does not move, and engines that are whatever a test says."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine

@@ -49,7 +49,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What is seen within, beside the system."""
+    """What is seen within, the system apart."""
 
     disk_bytes: int
     """What /work, /tmp and /dev/shm hold, each of them."""

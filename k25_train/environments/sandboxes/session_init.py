@@ -41,7 +41,7 @@ _SIGPIPE, _SIGXFSZ = 13, 25
 _NICENESS = 10
 """Of commands, so that this process answers while they keep every processor busy."""
 _FILE_OVERHEAD = 256
-"""Bytes that a file counts for in a snapshot beside its content."""
+"""Bytes that a file counts for in a snapshot, its content apart."""
 
 
 class Command:
