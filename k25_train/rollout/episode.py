@@ -15,13 +15,14 @@ from k25_train.environments.base import Task
 from k25_train.environments.environment import Environment, Observation
 from k25_train.environments.reply import as_message
 from k25_train.rollout.agents import Agents
+from k25_train.rollout.branches import Branch
 from k25_train.rollout.engines.base import FinishReason
 from k25_train.rollout.environment_calls import LostError, asked
 from k25_train.rollout.manager.scope import Scope
 from k25_train.rollout.prompts import Message, Prompting
 from k25_train.rollout.response_records import digest_of, ended, observed
 from k25_train.rollout.session import Session
-from k25_train.rollout.trajectory import Branch, Ended
+from k25_train.rollout.trajectory import Ended
 from k25_train.rollout.turns import ROOT, Observed, Place
 from k25_train.rollout.work import Append
 

@@ -21,8 +21,8 @@ from k25_train.environments.environment import Action, Tool
 from k25_train.environments.reply import read_reply
 from k25_train.errors import RolloutError
 from k25_train.rollout.engines.served_model import ServedModel
-from k25_train.rollout.session import Vocabulary
 from k25_train.rollout.turns import NoRoomError, Observed
+from k25_train.rollout.vocabulary import Vocabulary
 
 ANSWER = {"role": "assistant", "content": "."}
 """Stands for the response: all in front of it is the prompt."""

@@ -16,9 +16,10 @@ import numpy as np
 
 from k25_train.environments.base import Verdict
 from k25_train.environments.environment import Action, Observation
+from k25_train.rollout.branches import Segment
 from k25_train.rollout.engines.base import FinishReason, VersionSpan
 from k25_train.rollout.records import Record
-from k25_train.rollout.trajectory import Ended, Response, Segment
+from k25_train.rollout.trajectory import Ended, Response
 from k25_train.rollout.turns import ROOT, Place
 
 MEDIUM, SEGMENT, OBSERVED, RESTARTED, ENDED, JUDGED = (

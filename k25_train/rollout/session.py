@@ -10,43 +10,24 @@ response's seed, the number of the turn and the position in it, whatever interru
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from k25_train.data.mix.permutation import key_of
 from k25_train.rollout.asking import Asking
+from k25_train.rollout.branches import Branch, Segment
 from k25_train.rollout.engines.base import FinishReason, Generated, Request, Sampling
 from k25_train.rollout.manager.scope import count
 from k25_train.rollout.records import Record
 from k25_train.rollout.response_records import digest_of, extended, medium
-from k25_train.rollout.trajectory import Branch, Response, Segment
+from k25_train.rollout.trajectory import Response
 from k25_train.rollout.turns import ROOT, NoRoomError, Observed, Place, Turn
+from k25_train.rollout.vocabulary import Vocabulary
 from k25_train.rollout.work import Round
 
 SEED_BITS = 63
 """Of the seed of a turn: what every engine takes as an integer."""
-
-
-class Vocabulary(Protocol):
-    """Ids with a meaning; `prompts.py` has them."""
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a turn."""
-
-    @property
-    def forbidden_ids(self) -> tuple[int, ...]:
-        """Ids that are never drawn."""
-
-    def expanded(self, token_ids: Sequence[int], images: Sequence[bytes]) -> np.ndarray:
-        """[P] int32: the ids with every placeholder of the images."""
-
-    def collapsed(self, token_ids: np.ndarray) -> tuple[int, ...]:
-        """The ids with one placeholder for each image."""
-
-    def num_media(self, token_ids: np.ndarray) -> int:
-        """Images in expanded ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,9 +3,10 @@
 import numpy as np
 
 from k25_train.rollout import response_records
+from k25_train.rollout.branches import Segment
 from k25_train.rollout.engines.base import FinishReason, VersionSpan
 from k25_train.rollout.records import Record
-from k25_train.rollout.trajectory import Ended, Group, Response, Segment
+from k25_train.rollout.trajectory import Ended, Group, Response
 from k25_train.rollout.turns import ROOT, Place
 
 

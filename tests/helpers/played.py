@@ -13,12 +13,12 @@ from k25_train.environments.environment import Action, Observation, Services, To
 from k25_train.environments.sandboxes.none import NoSandboxes
 from k25_train.rollout.agents import Agents, NoAgents
 from k25_train.rollout.asking import Asking
+from k25_train.rollout.branches import Branch
 from k25_train.rollout.engines.pool import EnginePool
 from k25_train.rollout.local import LocalRollouts, Parts
 from k25_train.rollout.manager.manager import RolloutManager
 from k25_train.rollout.records import Record
 from k25_train.rollout.response_records import apply_record
-from k25_train.rollout.trajectory import Branch
 from k25_train.rollout.trajectory import Response as Rolled
 from k25_train.rollout.turns import Observed
 from k25_train.rollout.work import Round, Work

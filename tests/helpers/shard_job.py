@@ -8,10 +8,11 @@ import numpy as np
 
 from k25_train.environments.base import scored
 from k25_train.errors import RolloutError
+from k25_train.rollout.branches import Segment
 from k25_train.rollout.engines.base import Request, Sampling
 from k25_train.rollout.response_records import ended, extended, judged
 from k25_train.rollout.shards.shard import Shard
-from k25_train.rollout.trajectory import Ended, Segment
+from k25_train.rollout.trajectory import Ended
 from k25_train.rollout.turns import ROOT, Place
 from k25_train.rollout.work import Append, Work
 

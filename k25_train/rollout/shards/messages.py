@@ -15,6 +15,7 @@ from typing import get_origin, get_type_hints
 import numpy as np
 
 from k25_train.environments.base import Task, Verdict
+from k25_train.rollout.branches import Branch
 from k25_train.rollout.engines.base import (
     FinishReason,
     Generated,
@@ -23,7 +24,7 @@ from k25_train.rollout.engines.base import (
     VersionSpan,
 )
 from k25_train.rollout.records import Record
-from k25_train.rollout.trajectory import Branch, Ended, Response
+from k25_train.rollout.trajectory import Ended, Response
 from k25_train.rollout.work import Round, Work
 
 Arrays = dict[str, np.ndarray]

@@ -9,9 +9,10 @@ from k25_train.environments.base import Task, scored
 from k25_train.rl.figures import group_figures
 from k25_train.rl.step_rows import step_rows, toggle_group
 from k25_train.rl.toggle import NoToggle
+from k25_train.rollout.branches import Segment
 from k25_train.rollout.engines.base import FinishReason, VersionSpan
 from k25_train.rollout.response_records import digest_of
-from k25_train.rollout.trajectory import Ended, Group, Response, Segment
+from k25_train.rollout.trajectory import Ended, Group, Response
 from k25_train.rollout.turns import ROOT, Place
 from tests.helpers.scripted_rollouts import algorithm_config
 

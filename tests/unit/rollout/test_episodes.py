@@ -11,8 +11,9 @@ from k25_train.environments.environment import EnvironmentFaultError, Observatio
 from k25_train.environments.sandboxes.base import SandboxError
 from k25_train.errors import RolloutError
 from k25_train.rollout.agents import Acted
+from k25_train.rollout.branches import NOT_DRAWN
 from k25_train.rollout.response_records import ENDED, JUDGED, OBSERVED, RESTARTED, SEGMENT
-from k25_train.rollout.trajectory import NOT_DRAWN, Ended
+from k25_train.rollout.trajectory import Ended
 from k25_train.rollout.turns import ROOT, Observed, Place
 from k25_train.rollout.work import Round
 from tests.helpers.played import KilledError, Play, counted_task, told_of
