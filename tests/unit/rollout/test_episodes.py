@@ -169,6 +169,9 @@ class Agent:
             await asyncio.sleep(30)
         return Acted(ended=Ended.STOP, messages=({"role": "user", "content": "."},))
 
+    async def close(self) -> None:
+        """Nothing to end."""
+
 
 def test_an_agent_acts_in_branches_and_is_not_cut() -> None:
     task = replace(counted_task(0), agent=("mini",))
