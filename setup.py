@@ -15,6 +15,8 @@ AGENTS = [
     "mcp>=2.3,<3",
     "gymnasium>=1.4,<2",
     "reasoning-gym>=0.1.25,<0.2",
+    # What verifiers servers speak over ZeroMQ.
+    "msgpack>=1.2,<2",
 ]
 RAY = ["ray>=2.60,<2.61"]
 

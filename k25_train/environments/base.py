@@ -34,7 +34,7 @@ class Task:
     reference: Any = None
     """What the judge compares with, as JSON has it: each judge says what it needs."""
     judge: str
-    """Name of the judge."""
+    """Name of the judge; empty where its environment judges by itself, as other systems' do."""
     problem: str = ""
     """What tasks of equal difficulty have in common, which share a budget of tokens (`rl/toggle.py`); empty
     for a task that is alone."""

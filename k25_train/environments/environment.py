@@ -88,6 +88,25 @@ class Environment(Protocol):
         """Give back what it holds. Twice is as once."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where an agent asks the policy, of one attempt."""
+
+    base_url: str
+    """OpenAI's API, with `/v1`: a session of the gateway. Whoever has it may ask."""
+    key: str
+    """Key of the session, for agents that can be given no path."""
+    model: str
+    """Name that the policy answers to."""
+
+
+class Driven(Environment, Protocol):
+    """An environment whose own agents act: `reset`, `drive` instead of turns and `step`, then `judge`."""
+
+    async def drive(self, endpoint: Endpoint) -> None:
+        """Have the agents act until they are done. Cancelled, it has them stop."""
+
+
 class Judging(Protocol):
     """Judges any task by the judge that it names."""
 

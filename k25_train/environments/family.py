@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from k25_train.environments.base import Task
 from k25_train.environments.environment import Action, ToolCall
@@ -116,6 +116,21 @@ def say(content: str, reasoning: str = "") -> Action:
 def call(tool: str, **arguments: Any) -> Action:
     """A turn that calls one tool."""
     return Action(content="", calls=(ToolCall(id="", name=tool, arguments=arguments),))
+
+
+class Tasks(Protocol):
+    """A source of tasks: a family that generates them, or what other systems have (`adapters`)."""
+
+    def task(self, split: Split, number: int) -> Task:
+        """Task `number`, 0 or more, of a split; the same whenever it is made."""
+
+
+@runtime_checkable
+class Finite(Tasks, Protocol):
+    """A source that has only so many tasks."""
+
+    def check_sizes(self, num_tasks: int, num_heldout: int) -> None:
+        """Raise ConfigError where a configuration asks for more tasks than there are."""
 
 
 def split_of(content: object) -> Split:

@@ -9,6 +9,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
+from k25_train.environments.adapters.registry import ADAPTED, ADAPTERS
 from k25_train.environments.base import Task
 from k25_train.environments.environment import Environment, MakeEnvironment, Services
 from k25_train.environments.families.chores import Chores
@@ -19,7 +20,7 @@ from k25_train.environments.families.logic import Logic
 from k25_train.environments.families.search import Search
 from k25_train.environments.families.sums import Sums
 from k25_train.environments.families.visual import Visual
-from k25_train.environments.family import Family
+from k25_train.environments.family import Family, Tasks
 from k25_train.environments.one_turn import OneTurn
 from k25_train.environments.tool_environment import ToolEnvironment
 from k25_train.errors import ConfigError
@@ -35,7 +36,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, str]], Family[Any]]] = {
     Chores.name: Chores,
 }
 """Name in the configuration -> what makes it from its options."""
-ENVIRONMENTS: dict[str, MakeEnvironment] = {"one_turn": OneTurn, "tools": ToolEnvironment}
+ENVIRONMENTS: dict[str, MakeEnvironment] = {"one_turn": OneTurn, "tools": ToolEnvironment, **ADAPTED}
 """`Task.environment` -> what makes it."""
 
 
@@ -44,10 +45,17 @@ def make_family(name: str, options: Mapping[str, str] | None) -> Family[Any]:
     make = FAMILIES.get(name) or _plug_in("k25_train.families", name)
     if make is None:
         raise ConfigError(
-            f"family={name}: there is no such family of tasks\n  -> use one of {', '.join(FAMILIES)}"
+            f"family={name}: there is no such family of tasks\n"
+            f"  -> use one of {', '.join((*FAMILIES, *ADAPTERS))}"
         )
     family: Family[Any] = make(options or {})
     return family
+
+
+def make_tasks(name: str, options: Mapping[str, str] | None) -> Tasks:
+    """The source of tasks of that name, a family or an adapter. Raises as `make_family`."""
+    make = ADAPTERS.get(name)
+    return make_family(name, options) if make is None else make(options or {})
 
 
 def make_environment(task: Task, services: Services) -> Environment:

@@ -17,8 +17,8 @@ import numpy as np
 from k25_train.config.environment import EnvironmentConfig, TaskSourceConfig
 from k25_train.data.mix.permutation import KeyedPermutation, key_of
 from k25_train.environments.base import Task
-from k25_train.environments.family import Family, Split
-from k25_train.environments.registry import make_family
+from k25_train.environments.family import Family, Finite, Split, Tasks
+from k25_train.environments.registry import make_family, make_tasks
 from k25_train.errors import ConfigError, RolloutError
 from k25_train.rl.rewards.composite import with_rubrics
 
@@ -45,7 +45,7 @@ class Draw:
 class _Source:
     name: str
     config: TaskSourceConfig
-    family: Family
+    family: Tasks
 
     def task(self, split: Split, item: int) -> Task:
         """A task; one that rubrics judge as well has the judge that puts both together."""
@@ -54,7 +54,24 @@ class _Source:
             task = replace(task, agent=tuple(self.config.agent), needs_sandbox=True)
         if not self.config.rubrics:
             return task
+        if not task.judge:
+            raise ConfigError(
+                f"environment.tasks.{self.name}.rubrics: tasks of {self.config.family} are judged by their "
+                "environment alone\n  -> leave rubrics out"
+            )
         return replace(task, judge=with_rubrics(task.judge, self.name))
+
+
+def tasks_of(name: str, source: TaskSourceConfig) -> Tasks:
+    """The tasks of `environment.tasks.NAME`. Raises `ConfigError` for a family that there is not, for its
+    options, and where it has fewer tasks than are asked for."""
+    try:
+        tasks = make_tasks(source.family, source.options)
+        if isinstance(tasks, Finite):
+            tasks.check_sizes(source.num_tasks, source.num_heldout)
+    except ConfigError as error:
+        raise ConfigError(f"environment.tasks.{name}: {error}") from error
+    return tasks
 
 
 def family_of(name: str, source: TaskSourceConfig) -> Family[Any]:
@@ -75,7 +92,7 @@ class TaskOrder:
         self._epochs = config.epochs
         used = {name: source for name, source in config.tasks.items() if source.weight}
         self._sources = [
-            _Source(name=name, config=source, family=family_of(name, source))
+            _Source(name=name, config=source, family=tasks_of(name, source))
             for name, source in sorted(used.items())
         ]
         self._pattern = _pattern([source.config.weight for source in self._sources])

@@ -72,6 +72,9 @@ class Judges:
         """Before a run. Raises ConfigError for a task whose judge there is not, or cannot read its reference,
         K25Error for one whose judge cannot judge on this machine."""
         for task in tasks:
+            if not task.judge:
+                # Its environment judges.
+                continue
             if task.judge not in self._judges:
                 known = ", ".join(sorted(self._judges))
                 raise ConfigError(
