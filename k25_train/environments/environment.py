@@ -10,7 +10,7 @@ toolset, judge, prompt diversification and instruction following); the interface
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from k25_train.environments.base import Response, Task, Verdict
 from k25_train.environments.sandboxes.base import Sandboxes
@@ -100,8 +100,10 @@ class Endpoint:
     """Name that the policy answers to."""
 
 
-class Driven(Environment, Protocol):
-    """An environment whose own agents act: `reset`, `drive` instead of turns and `step`, then `judge`."""
+@runtime_checkable
+class Driven(Protocol):
+    """What an environment has whose own agents act: `reset`, `drive` instead of turns and `step`, `judge`.
+    Its tasks name these in `Task.agent`."""
 
     async def drive(self, endpoint: Endpoint) -> None:
         """Have the agents act until they are done. Cancelled, it has them stop."""

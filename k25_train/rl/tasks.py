@@ -50,6 +50,11 @@ class _Source:
     def task(self, split: Split, item: int) -> Task:
         """A task; one that rubrics judge as well has the judge that puts both together."""
         task = self.family.task(split, item)
+        if self.config.agent and task.agent:
+            raise ConfigError(
+                f"environment.tasks.{self.name}.agent: tasks of {self.config.family} act by themselves\n"
+                "  -> use agent: null"
+            )
         if self.config.agent:
             task = replace(task, agent=tuple(self.config.agent), needs_sandbox=True)
         if not self.config.rubrics:

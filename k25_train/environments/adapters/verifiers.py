@@ -19,7 +19,7 @@ from k25_train.environments.adapters.messages import is_reward
 from k25_train.environments.adapters.sources import Listed, need, one_of, read_object, read_seconds, read_text
 from k25_train.environments.adapters.verifiers_server import list_tasks, server_of
 from k25_train.environments.adapters.verifiers_wire import Trace, VerifiersWire
-from k25_train.environments.base import Response, Task, Verdict, scored
+from k25_train.environments.base import Response, Task, Verdict, failed, scored
 from k25_train.environments.environment import (
     Action,
     Endpoint,
@@ -88,6 +88,7 @@ class VerifiersTasks(Listed[Mapping[str, Any]]):
             messages=user(_shown(row["data"].get("prompt"))),
             judge="",
             environment=NAME,
+            agent=(NAME, self._setup["config"]["taskset"]["id"]),
             setup={**self._setup, "task": row["data"]},
             thinking=True,
         )
@@ -103,6 +104,8 @@ class VerifiersEnvironment:
         self._task, self._setup = task, task.setup
         self._wire: VerifiersWire | None = None
         self._traces: list[Trace] = []
+        self._why_not = "it was not played"
+        """Why its rewards do not count; empty where they do."""
 
     async def reset(self) -> Observation:
         """Have a server, and see that it answers."""
@@ -125,15 +128,20 @@ class VerifiersEnvironment:
             self._setup["task"], endpoint.base_url, endpoint.model, self._setup["sampling"]
         )
         errors = [*(head.get("errors") or ()), *(each for trace in self._traces for each in trace.errors)]
+        self._why_not = ""
         if not head.get("ok"):
             said = "; ".join(f"{each.get('type')}: {each.get('message')}"[:300] for each in errors[-2:])
             how = "it took too long" if head.get("is_timeout") else "the episode failed"
+            self._why_not = f"{how}: {said}"
             raise self._wire.fault(
                 "run", f"{how}: {said or 'without a word'}", "see the taskset and its runtime"
             )
 
     async def judge(self, response: Response) -> Verdict:
-        """The mean over what the policy has played, each a weighted sum of rewards."""
+        """The mean over what the policy has played, each a weighted sum of rewards. An episode that ended
+        early for want of room or turns, which is the policy's fault, has failed."""
+        if self._why_not:
+            return failed(f"ended early: {self._why_not}")
         played = [trace for trace in self._traces if trace.trainable]
         if not played:
             raise EnvironmentFaultError(f"{self._task.key}: the episode has no trace that the policy played")

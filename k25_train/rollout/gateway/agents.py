@@ -12,10 +12,16 @@ from aiohttp import web
 
 from k25_train.config.rollout_manager import ManagerConfig
 from k25_train.environments.base import Task
-from k25_train.environments.environment import Environment, EnvironmentFaultError, Observation
+from k25_train.environments.environment import (
+    Driven,
+    Endpoint,
+    Environment,
+    EnvironmentFaultError,
+    Observation,
+)
 from k25_train.environments.sandboxes.base import Ending, Finished, Sandboxes, SandboxSpec
 from k25_train.rollout.agents import Acted
-from k25_train.rollout.gateway.commands import files_of, filled, folders_of, variables_of
+from k25_train.rollout.gateway.commands import MODEL, files_of, filled, folders_of, variables_of
 from k25_train.rollout.gateway.recording import recorder_of
 from k25_train.rollout.gateway.registry import Access, Registry
 from k25_train.rollout.gateway.server import run_gateway
@@ -67,7 +73,10 @@ class GatewayAgents:
         agent = AgentSession(recorder_of(session, self._prompts), rules)
         access = self._registry.open(agent)
         try:
-            finished = await self._run(task, opening, url, access, scope)
+            if isinstance(environment, Driven):
+                finished = await _driven(environment, url, access, agent)
+            else:
+                finished = await self._run(task, opening, url, access, scope)
         finally:
             # Whatever ends it: nobody asks for this response any more.
             await self._registry.close(access)
@@ -122,6 +131,20 @@ class GatewayAgents:
             )
         finally:
             await scope.teardown(box.close(), f"sandbox of agent {task.agent[0]}")
+
+
+async def _driven(environment: Driven, url: str, access: Access, agent: AgentSession) -> Finished:
+    """Have an environment's own agents act. Raises `EnvironmentFaultError` where they fail otherwise than for
+    want of room or turns."""
+    base_url = f"{url}/sessions/{access.session_id}/v1"
+    status = 0
+    try:
+        await environment.drive(Endpoint(base_url=base_url, key=access.key, model=MODEL))
+    except EnvironmentFaultError:
+        if not agent.counts["refused/overflow"]:
+            raise
+        status = 1
+    return Finished(ending=Ending.EXITED, status=status, stdout=b"", stderr=b"")
 
 
 def _why(finished: Finished, agent: AgentSession) -> Ended:
