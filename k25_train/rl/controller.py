@@ -16,6 +16,7 @@ versions of staleness. That is arithmetic on numbers, so the same whenever a run
 
 import asyncio
 from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -30,7 +31,7 @@ from k25_train.rollout.engines.pool import EnginePool
 from k25_train.rollout.journal import Journal
 from k25_train.rollout.journal_state import admitted, grouped
 from k25_train.rollout.records import Record
-from k25_train.rollout.response_records import JUDGED, apply_record
+from k25_train.rollout.response_records import ENDED, JUDGED, RESTARTED, apply_record
 from k25_train.rollout.trajectory import Group, Response
 from k25_train.rollout.work import Rollouts, Round, Work
 
@@ -179,13 +180,20 @@ class Controller:
             response=response,
             media=group.media,
         )
+        judging = ExitStack()
 
         def append(record: Record) -> None:
             self._journal.append(record)
-            if record.header["kind"] == JUDGED and group.is_complete:
+            kind = record.header["kind"]
+            if kind == ENDED:
+                judging.enter_context(self._counts.during("judge"))
+            elif kind in (RESTARTED, JUDGED):
+                judging.close()
+            if kind == JUDGED and group.is_complete:
                 self._journal.append(grouped(group.number))
 
-        await self._rollouts.respond(work, append)
+        with judging:
+            await self._rollouts.respond(work, append)
 
     def _draw(self, group: Group) -> Draw:
         """A group's task. Raises `RolloutError` if the order has another in its place by now."""

@@ -117,7 +117,7 @@ async def roll_out(groups: list[list[Length]], *, ahead: int) -> tuple[int, int]
     engine = Engine()
     config = replace(manager_section(), max_live=4 * ROOM, max_sandboxes=4 * ROOM)
     manager = RolloutManager(config, engines=engine, notice=print)
-    left = {number: SIZE for number in range(len(groups))}
+    left = dict.fromkeys(range(len(groups)), SIZE)
     tasks: list[asyncio.Task[None]] = []
     given = trained = 0
 

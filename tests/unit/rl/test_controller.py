@@ -219,7 +219,8 @@ class TestFaults:
         whole = Rollouts(tmp_path / "whole").run(all_steps)
         rollouts = Rollouts(tmp_path / "faulty", judge=LengthJudge([fault, fault]))
         assert rollouts.run(all_steps) == whole
-        assert rollouts.counts.take()[f"retried/{kind}"] == 2
+        counts = rollouts.counts.take()
+        assert counts[f"retried/{kind}"] == 2 and counts["judge_s"] > 0
         assert len(rollouts.engine.asked) == 24, "nothing is generated again for it"
 
     def test_a_judge_that_never_judges_ends_the_run(self, tmp_path: Path) -> None:
