@@ -166,7 +166,7 @@ def main() -> int:
         assert drawn == drawn_by_waves == wanted, "equal work"
         ratios.append(waves / partial)
         print(
-            f"seed {seed}: {wanted:,} tokens; synchronous waves {waves:,} steps ({wanted / waves / ROOM:.0%} of "
+            f"seed {seed}: {wanted:,} tokens; waves {waves:,} steps ({wanted / waves / ROOM:.0%} of "
             f"the engine), partial rollout {partial:,} ({wanted / partial / ROOM:.0%}): {ratios[-1]:.2f} x"
         )
     worst = min(ratios)

@@ -9,7 +9,19 @@ from rich.console import Console
 from k25_train.data.open_sources import tokenizer_path
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.errors import RolloutError
-from k25_train.rollout.overview.groups import UNDER_WAY, ShownBranch, ShownGroup, ShownResponse, groups_of_run
+from k25_train.rollout.journal import journal_files
+from k25_train.rollout.overview.groups import (
+    JOURNAL,
+    ROLLOUTS,
+    UNDER_WAY,
+    ShownBranch,
+    ShownGroup,
+    ShownResponse,
+    groups_of_run,
+)
+from k25_train.rollout.overview.html_page import page
+from k25_train.rollout.records import records_in
+from k25_train.rollout.response_records import MEDIUM
 
 
 def add(commands: Any) -> None:
@@ -23,6 +35,7 @@ def add(commands: Any) -> None:
     parser.add_argument("task", metavar="TASK", help="key of a task, or number of a group")
     parser.add_argument("--tokenizer", metavar="FILE", help="vocabulary (that of the run)")
     parser.add_argument("--tokens", action="store_true", help="a line for each token")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page for a browser instead")
     parser.set_defaults(run=run)
 
 
@@ -38,9 +51,25 @@ def run(options: argparse.Namespace, console: Console) -> int:
             f"{options.run_folder}: has no group of {options.task}: `k25-rollout list` shows which there are"
         )
     tokenizer = load_tokenizer(options.tokenizer or _tokenizer_of(options.run_folder))
+    if options.html is not None:
+        images = _images_of(options.run_folder, {group.number for group in found})
+        options.html.write_text(page(found, images, tokenizer.decode), encoding="utf-8")
+        _print(console, f"{options.html}: {len(found)} groups")
+        return 0
     for group in found:
         _show(group, tokenizer, console, tokens=options.tokens)
     return 0
+
+
+def _images_of(run_folder: Path, numbers: set[int]) -> dict[int, list[bytes]]:
+    """Images that the responses of groups have seen, as far as the journal still has them."""
+    found: dict[int, list[bytes]] = {}
+    for path in journal_files(run_folder / ROLLOUTS / JOURNAL):
+        for record, _ in records_in(path.read_bytes()):
+            header = record.header
+            if header["kind"] == MEDIUM and header["group"] in numbers:
+                found.setdefault(header["group"], []).append(record.arrays["content"].tobytes())
+    return {number: list(dict.fromkeys(images)) for number, images in found.items()}
 
 
 def _tokenizer_of(run_folder: Path) -> str:

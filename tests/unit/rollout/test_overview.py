@@ -1,9 +1,14 @@
 """`k25-rollout list` and `show` tell what a run has rolled out, trained or in progress."""
 
+import html
+import io
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from k25_train.data.trajectories.rows import Trajectories, Trajectory
 from k25_train.data.trajectories.step_file import step_path, write_step_file
@@ -11,9 +16,19 @@ from k25_train.environments.base import scored
 from k25_train.rollout.__main__ import main
 from k25_train.rollout.journal import Journal
 from k25_train.rollout.journal_state import admitted, consumed
-from k25_train.rollout.response_records import judged
+from k25_train.rollout.response_records import judged, medium
+from tests.helpers.browser import opened
 from tests.helpers.made_groups import extended, group, segment, stopped
 from tests.helpers.tiny_shards import write_shard_set
+
+
+def _image() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2), (200, 40, 40)).save(file, "PNG")
+    return file.getvalue()
+
+
+IMAGE = _image()
 
 
 @pytest.fixture
@@ -112,3 +127,27 @@ def test_replay_of_what_agrees_says_so(run: Path, capsys: pytest.CaptureFixture[
     write_step_file(step_path(run / "rollouts", 1), rows.weighted(ones, ones, ones), {})
     assert main(["replay", str(run)]) == 0, capsys.readouterr().out
     assert "1 responses of 1 steps compared" in capsys.readouterr().out
+
+
+def test_the_page_of_a_task_in_a_browser(run: Path, tmp_path: Path) -> None:
+    vocabulary = write_shard_set(tmp_path / "set", {"train": []}) / "tokenizer.json"
+    journal = Journal(run / "rollouts/journal")
+    journal.append(medium(0, IMAGE))
+    journal.append(medium(0, IMAGE))
+    journal.close()
+    file = tmp_path / "task.html"
+    tokenizer = str(vocabulary)
+    assert main(["show", str(run), "t/0", "--html", str(file), "--tokenizer", tokenizer]) == 0
+    script = """
+      const marks = [...document.querySelectorAll(".drawn i")];
+      document.title = JSON.stringify([marks.map(each => each.title), document.images[0].naturalWidth,
+        document.images.length, document.querySelector(".facts b").textContent]);
+    """
+    shown = opened(file, script, tmp_path / "profile")
+    (title,) = re.findall("<title>(.*?)</title>", shown)
+    marks, width, number, worth = json.loads(html.unescape(title))
+    assert marks == [
+        "id 70, log-probability -1.000 (36.8%), step 4", "id 71, log-probability -3.000 (5.0%), step 5"
+    ]  # fmt: skip
+    assert (width, number) == (2, 1) and "group 0, trained by step 1" in shown and "step 5</span>" in shown
+    assert worth == "reward 0.5"
