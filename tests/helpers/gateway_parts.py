@@ -162,7 +162,7 @@ class Stage:
         )
         chosen = SessionRules(**({"thinking": False, "max_turns": 100} | rules))
         agent = AgentSession(recorder_of(session, self.prompts), chosen)
-        access = self.registry.open(agent)
+        access = self.registry.admit(agent)
         url = f"{self.url}/sessions/{access.session_id}"
         return Trial(access=access, session=agent, recorded=session, response=response, media=media, url=url)
 

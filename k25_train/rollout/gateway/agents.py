@@ -71,7 +71,7 @@ class GatewayAgents:
         most = min(self._manager.max_turns, task.max_turns or self._manager.max_turns)
         rules = SessionRules(thinking=task.thinking, max_turns=most)
         agent = AgentSession(recorder_of(session, self._prompts), rules)
-        access = self._registry.open(agent)
+        access = self._registry.admit(agent)
         try:
             if isinstance(environment, Driven):
                 finished = await _driven(environment, url, access, agent)

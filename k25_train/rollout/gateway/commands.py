@@ -59,16 +59,24 @@ def variables_of(url: str, access: Access) -> dict[str, str]:
 
 
 def folders_of(command: Sequence[str]) -> Mapping[str, Path]:
-    """Folders that a command of this machine needs in a sandbox, read-only: its virtual environment, and the
-    Python that this was made from; nothing where it is found by its name."""
-    program = Path(command[0])
-    if not program.is_absolute() or not program.exists():
-        return {}
+    """Folders that a command of this machine needs in a sandbox, read-only.
+
+    Of each word that is the path of a program: its virtual environment, and the Python that this was made
+    from, or its folder; nothing of programs that are found by their names.
+    """
+    found: dict[str, Path] = {}
+    for word in command:
+        program = Path(word)
+        if "\n" not in word and program.is_absolute() and program.is_file():
+            found |= {str(each): each for each in _needed(program) if not each.is_relative_to("/usr")}
+    return found
+
+
+def _needed(program: Path) -> tuple[Path, ...]:
     for folder in program.parents:
         settings = folder / "pyvenv.cfg"
         if settings.exists():
             parser = configparser.ConfigParser()
             parser.read_string("[all]\n" + settings.read_text(encoding="utf-8"))
-            python = Path(parser["all"].get("home", sys.base_prefix)).parent
-            return {str(each): each for each in (folder, python) if not str(each).startswith("/usr")}
-    return {} if str(program).startswith("/usr") else {str(program.parent): program.parent}
+            return folder, Path(parser["all"].get("home", sys.base_prefix)).parent
+    return (program.parent,)

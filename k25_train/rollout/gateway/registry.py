@@ -32,7 +32,7 @@ class Registry:
         self._by_id: dict[str, AgentSession] = {}
         self._by_key: dict[str, str] = {}
 
-    def open(self, session: AgentSession) -> Access:
+    def admit(self, session: AgentSession) -> Access:
         """Let an agent ask."""
         access = Access(secrets.token_hex(16), KEY_PREFIX + secrets.token_urlsafe(32))
         self._by_id[access.session_id] = session

@@ -115,6 +115,8 @@ def violations(name: str, imported: str) -> list[str]:
         found.append(f"{name} imports {imported}: it may need the standard library only")
     if within(imported, "transformers") and not within(name, "k25_train.rollout.engines.in_process"):
         found.append(f"{name} imports {imported}: the engine in process alone may")
+    if within(name, "k25_train.rollout") and imported.split(".")[0] in ("httpx", "httpx2", "requests"):
+        found.append(f"{name} imports {imported}: with 2,000 requests in its queue it answers 13 a second")
     if within(imported, "triton") and name not in TRITON_KERNELS:
         found.append(f"{name} imports {imported}: only {' and '.join(TRITON_KERNELS)} may, on CUDA")
     return found
@@ -142,6 +144,7 @@ def test_imports_follow_the_rules(path: Path) -> None:
         ("launch.slurm", "torch"),
         ("k25_train.rollout.engines.pool", "k25_train.training.run"),
         ("k25_train.rl.loop", "transformers"),
+        ("k25_train.rollout.gateway.server", "httpx"),
     ],
 )
 def test_the_rules_catch(name: str, imported: str) -> None:
