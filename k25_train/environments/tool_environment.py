@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
-from k25_train.environments.base import Response, Task, Verdict, failed
+from k25_train.environments.base import Response, Status, Task, Verdict, failed
 from k25_train.environments.environment import (
     Action,
     EnvironmentFaultError,
@@ -23,6 +23,7 @@ from k25_train.environments.environment import (
     Tool,
     ToolCall,
 )
+from k25_train.environments.hack_signs import hack_signs
 from k25_train.environments.sandboxes.base import Ending, SandboxSession, SandboxSpec
 from k25_train.environments.shown_tools import ShownTools
 from k25_train.environments.tool_setup import read_setup
@@ -38,6 +39,19 @@ GRACE_S = 20.0
 """Seconds beyond its limit that a tool gets to keep it itself, which costs less than being cancelled."""
 PREPARE_S = 120.0
 """Seconds for each command that prepares a sandbox. Our choice."""
+FORGET_HISTORY = """
+find /work -maxdepth 8 -name .git -prune -exec sh -ec '
+for repository; do
+    cd "$repository/.."
+    branch=$(git symbolic-ref --short -q HEAD || echo main)
+    rm -rf .git
+    git init -q -b "$branch"
+    git add -A
+    git -c user.name=task -c user.email=task@localhost commit -q --allow-empty -m start
+done' sh {} +
+"""
+"""Leaves every repository with one commit, of what is there: a history, a stash or another branch may hold
+the answer."""
 KILL_ALL = ("/bin/sh", "-c", "kill -9 -1")
 """Ends all but itself and the sandbox's first process, at once."""
 
@@ -80,7 +94,7 @@ class ToolEnvironment:
             spec = SandboxSpec(name=task.key, files={**setup.files, **system}, network=setup.network)
             self._session = await self._services.sandboxes.open(spec)
             self._opened.push_async_callback(self._session.close)
-            for command in setup.prepare:
+            for command in (*setup.prepare, *([FORGET_HISTORY] if setup.forgets_history else ())):
                 await self._prepare(self._session, command)
 
         # 2. Tools.
@@ -168,8 +182,16 @@ class ToolEnvironment:
         if self._left is None:
             self._left = await self._leave()
         if isinstance(self._left, str):
-            return failed(self._left)
-        return await self._services.judging.judge(self._task, replace(response, files=self._left))
+            return self._counted(failed(self._left), response, {})
+        response = replace(response, files=self._left)
+        return self._counted(await self._services.judging.judge(self._task, response), response, self._left)
+
+    def _counted(self, verdict: Verdict, response: Response, files: Mapping[str, bytes]) -> Verdict:
+        """The verdict with the signs of a hack among its parts; whatever they are, the reward is the same."""
+        if verdict.status is Status.UNSCORED:
+            return verdict
+        signs = hack_signs(response.messages, files, response.text)
+        return replace(verdict, parts={**verdict.parts, **{f"hack/{sign}": 1.0 for sign in signs}})
 
     async def _leave(self) -> Mapping[str, bytes] | str:
         session = self._session

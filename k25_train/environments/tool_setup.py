@@ -5,6 +5,7 @@
            "logo.png": {"media": 0}, "x.bin": {"base64": "…"}},     an image of the task, or bytes
  "prepare": ["tar xf repo.tar && rm repo.tar"],                     commands before the policy comes
  "tools": {"python": {"name": "run_code", "arguments": {"code": "source"}}},   names that it sees instead
+ "keeps_history": false,                       whether its git repositories have more than one commit
  "network": false, "result_bytes": 20000, "left_bytes": 16777216}
 """
 
@@ -23,7 +24,9 @@ RESULT_BYTES = 20_000
 """Longest text of a result, unless the task says otherwise; the episode cuts by tokens. Our choice."""
 LEFT_BYTES = 16 << 20
 """Most bytes that a policy may leave for its judges, unless the task says otherwise. Our choice."""
-_KEYS = ("toolsets", "files", "prepare", "tools", "network", "result_bytes", "left_bytes")
+_KEYS = (
+    "toolsets", "files", "prepare", "tools", "keeps_history", "network", "result_bytes", "left_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,8 @@ class ToolSetup:
     """In /work when the policy comes."""
     prepare: tuple[str, ...]
     """Command lines that are run before."""
+    forgets_history: bool
+    """Whether git repositories are left with one commit before the policy comes."""
     tools: Mapping[str, Mapping[str, Any]]
     """Tool -> what the policy sees instead: `name`, `description`, `arguments`."""
     network: bool
@@ -60,6 +65,7 @@ def read_setup(task: Task) -> ToolSetup:
             toolsets={name: make_toolset(name, options) for name, options in given["toolsets"].items()},
             files={path: _content(task, path, value) for path, value in given.get("files", {}).items()},
             prepare=tuple(map(str, given.get("prepare", ()))),
+            forgets_history=not given.get("keeps_history", False) and _may_have_git(given),
             tools=given.get("tools", {}),
             network=bool(given.get("network", False)),
             result_bytes=int(given.get("result_bytes", RESULT_BYTES)),
@@ -77,6 +83,10 @@ def read_setup(task: Task) -> ToolSetup:
             f"task {task.key}: its tools act in a sandbox, and it does not say so\n  -> needs_sandbox=True"
         )
     return setup
+
+
+def _may_have_git(given: Mapping[str, Any]) -> bool:
+    return bool(given.get("prepare")) or any(".git" in path for path in given.get("files", {}))
 
 
 def _check_keys(given: Mapping[str, Any]) -> None:

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 MAX_PROCESSES = 64
+OURS = "/judge"
+"""Folder of a solution that has no other files next to it."""
 
 
 class GoneError(Exception):
@@ -70,6 +72,9 @@ def _serve(solution: str, requests: str, replies: str) -> None:
         open(int(replies), "w", encoding="utf-8") as answers,
         open(solution, encoding="utf-8") as source,
     ):
+        if os.path.dirname(solution) != OURS:
+            # Files that were left next to it; whatever is loaded here has been loaded.
+            sys.path.insert(0, os.path.dirname(solution))
         namespace: dict[str, Any] = {"__name__": "solution"}
         exec(compile(source.read(), "solution.py", "exec"), namespace)
         for line in asked:
@@ -89,12 +94,15 @@ class Solution(types.ModuleType):
         super().__init__("solution")
         self._requests = requests
         self._replies = replies
+        self.was_called = False
+        """Whether what happens may be the solution's doing."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
             raise AttributeError(name)
 
         def call(*arguments: Any) -> Any:
+            self.was_called = True
             request = {"name": name, "arguments": [to_plain(value) for value in arguments]}
             try:
                 print(json.dumps(request), file=self._requests, flush=True)
@@ -120,7 +128,7 @@ def _test(tests: str, replies: str, requests: str, results: str) -> None:
         open(int(replies), encoding="utf-8") as answers,
         open(int(requests), "w", encoding="utf-8") as asks,
     ):
-        sys.modules["solution"] = Solution(asks, answers)
+        solution = sys.modules["solution"] = Solution(asks, answers)
         namespace: dict[str, Any] = {"__name__": "hidden_tests"}
         try:
             with open(tests, encoding="utf-8") as source:
@@ -129,6 +137,9 @@ def _test(tests: str, replies: str, requests: str, results: str) -> None:
             print(json.dumps({"gone": True}), file=out, flush=True)
             return
         except Exception as error:
+            if solution.was_called:
+                print(json.dumps({"gone": True}), file=out, flush=True)
+                return
             print(json.dumps({"broken": f"{type(error).__name__}: {error}"}), file=out, flush=True)
             return
         names = [name for name, value in namespace.items() if name.startswith("test_") and callable(value)]
@@ -145,7 +156,10 @@ def _test(tests: str, replies: str, requests: str, results: str) -> None:
 
 def _program(solution: str) -> None:
     """Become the program."""
-    os.execv(sys.executable, [sys.executable, "-I", "-S", solution])
+    if os.path.dirname(solution) == OURS:
+        os.execv(sys.executable, [sys.executable, "-I", "-S", solution])
+    # Sees the files that were left next to it.
+    os.execv(sys.executable, [sys.executable, "-E", "-s", "-S", "-B", solution])
 
 
 def main() -> None:

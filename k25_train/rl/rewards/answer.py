@@ -1,7 +1,8 @@
 """What a response consists of (`environments/reply.py`), and what of it no judge need look at."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from k25_train.environments.base import Response, Task
 from k25_train.environments.environment import ToolCall
@@ -21,6 +22,8 @@ class Answer:
     """What it answers, without white space at the ends."""
     calls: tuple[ToolCall, ...]
     """Tools that it calls."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """What was left in a sandbox."""
 
 
 def answer_of(task: Task, response: Response) -> Answer:
@@ -47,7 +50,10 @@ def answer_of(task: Task, response: Response) -> Answer:
     if not content.strip() and not section:
         raise ResponseFaultError("empty: the response has no answer")
     return Answer(
-        reasoning=reasoning.strip(), content=content.strip(), calls=_calls(calls) if section else ()
+        reasoning=reasoning.strip(),
+        content=content.strip(),
+        calls=_calls(calls) if section else (),
+        files=response.files,
     )
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 MAX_CHARACTERS = 200_000
 """Longest answer that is judged, in characters. Source: our choice, several times the longest responses."""
+MAX_FILE_BYTES = 4 << 20
+"""Files of a policy that one rule looks at, together. Source: our choice."""
 MAX_COORDINATE = 1e6
 """Largest absolute coordinate. Source: our choice: images are up to some 10,000 pixels wide."""
 

@@ -10,15 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from k25_train.environments.base import Judge, Response, Status, Task, Verdict, unscored
+from k25_train.environments.base import Judge, Response, Status, Task, Verdict, failed, unscored
 from k25_train.environments.sandboxes.command_line import Limits
 from k25_train.environments.sandboxes.one_shot import open_sandbox
 from k25_train.errors import ConfigError
 from k25_train.rl.rewards.answer import Answer
 from k25_train.rl.rewards.composite import Check, CompositeJudge, Recipe, RubricCheck
+from k25_train.rl.rewards.faults import ResponseFaultError, TaskFaultError
 from k25_train.rl.rewards.left_files import LeftCode, LeftFiles
 from k25_train.rl.rewards.references import UNIT_TESTS, wrong_with_reference
-from k25_train.rl.rewards.text_rules import RULES
+from k25_train.rl.rewards.text_rules import RULES, files, handed_over
 from k25_train.rl.rewards.unit_tests import UnitTests
 from k25_train.rl.rewards.workers import RuleWorkers
 
@@ -138,6 +139,7 @@ def open_judges(
     workers = RuleWorkers(num_workers)
     sandbox = functools.cache(lambda: open_sandbox(limits))
     checks: dict[str, Check] = {rule: _in_worker(workers, rule) for rule in RULES}
+    checks[files.__name__] = _files_in_worker(workers)
     unit_tests = checks[UNIT_TESTS] = UnitTests(sandbox, num_workers)
     alone = {rule: Recipe(rules={rule: 1.0}, length_penalty=LENGTH_PENALTY, rubrics={}) for rule in checks}
     all_recipes = {**alone, **(recipes or {})}
@@ -162,6 +164,19 @@ def _composite(
 def _in_worker(workers: RuleWorkers, rule: str) -> Check:
     async def check(answer: Answer, reference: Any) -> Verdict:
         return await workers.apply(rule, answer.content, reference)
+
+    return check
+
+
+def _files_in_worker(workers: RuleWorkers) -> Check:
+    async def check(answer: Answer, reference: Any) -> Verdict:
+        try:
+            content = handed_over(answer.files, reference)
+        except ResponseFaultError as error:
+            return failed(str(error))
+        except TaskFaultError as error:
+            return unscored(str(error))
+        return await workers.apply(files.__name__, content, reference)
 
     return check
 

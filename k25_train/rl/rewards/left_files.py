@@ -6,7 +6,7 @@ left_code    a file of code against hidden unit tests, in sandboxes of their own
 
 from k25_train.environments.base import ACCURACY, Response, Task, Verdict, failed, scored, unscored
 from k25_train.environments.families.chores import wrong_with_files
-from k25_train.rl.rewards.answer import answer_of
+from k25_train.rl.rewards.answer import Answer, answer_of
 from k25_train.rl.rewards.faults import ResponseFaultError
 from k25_train.rl.rewards.unit_tests import UnitTests
 
@@ -42,6 +42,5 @@ class LeftCode:
         path = task.reference.get("file") if isinstance(task.reference, dict) else None
         if not isinstance(path, str):
             return unscored("malformed reference: it names no file")
-        if path not in response.files:
-            return failed(f"missing: there is no {path}")
-        return await self._unit_tests.of_code(response.files[path], task.reference)
+        answer = Answer(reasoning="", content="", calls=(), files=response.files)
+        return await self._unit_tests(answer, task.reference)

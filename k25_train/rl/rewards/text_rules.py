@@ -6,6 +6,8 @@ ValueError (the task is at fault: `unscored`); `apply_rule` makes verdicts of th
 What a reference holds is in the table of the README.
 """
 
+import base64
+import json
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -13,7 +15,13 @@ from typing import Any
 from k25_train.environments.base import ACCURACY, Verdict, failed, scored, unscored
 from k25_train.environments.families import logic
 from k25_train.rl.rewards import extraction
-from k25_train.rl.rewards.faults import ResponseFaultError, TaskFaultError, needed, number_of
+from k25_train.rl.rewards.faults import (
+    MAX_FILE_BYTES,
+    ResponseFaultError,
+    TaskFaultError,
+    needed,
+    number_of,
+)
 from k25_train.rl.rewards.rules.answers import (
     choice_in,
     choice_match,
@@ -24,6 +32,7 @@ from k25_train.rl.rewards.rules.answers import (
 from k25_train.rl.rewards.rules.boxes import IOU_FLOOR, box_f1
 from k25_train.rl.rewards.rules.counting import count_closeness
 from k25_train.rl.rewards.rules.edit_distance import ocr_similarity
+from k25_train.rl.rewards.rules.left_files import expected_files, left_files
 from k25_train.rl.rewards.rules.points import point_f1
 from k25_train.rl.rewards.rules.polygons import polygon_iou
 
@@ -120,9 +129,29 @@ def reasoning_gym(content: str, reference: Any) -> Verdict:
     return scored(float(full), {ACCURACY: float(full)})
 
 
+def files(content: str, reference: Any) -> Verdict:
+    """See `rules/left_files.py`; the content is what `handed_over` makes of files."""
+    handed = json.loads(content)
+    if not isinstance(handed, dict):
+        handed = {"files": {}, "names": []}
+    contents = {path: base64.b64decode(each) for path, each in handed["files"].items()}
+    return left_files(contents, handed["names"], reference)
+
+
+def handed_over(files: Mapping[str, bytes], reference: Any) -> str:
+    """What the rule `files` needs of the files that a policy has left, as JSON. Raises TaskFaultError for a
+    reference that cannot be read, ResponseFaultError for more than is judged."""
+    named = {each["path"] for each in expected_files(reference)}
+    contents = {path: files[path] for path in sorted(named) if path in files}
+    if (size := sum(map(len, contents.values()))) > MAX_FILE_BYTES:
+        raise ResponseFaultError(f"huge: {size} bytes of files, more than {MAX_FILE_BYTES}")
+    encoded = {path: base64.b64encode(content).decode() for path, content in contents.items()}
+    return json.dumps({"files": encoded, "names": sorted(files)})
+
+
 RULES: Mapping[str, Rule] = {
     rule.__name__: rule
-    for rule in (answer, number, text, choice, boxes, points, polygons, ocr, count, reasoning_gym)
+    for rule in (answer, number, text, choice, boxes, points, polygons, ocr, count, reasoning_gym, files)
 }
 """Name -> rule. `unit_tests` needs a sandbox and is in `unit_tests.py`."""
 

@@ -4,6 +4,9 @@
     programs  {"programs": [{"stdin": "1 2", "stdout": "3"}, …]}
     tests     {"tests": "from solution import add\\n\\ndef test_small():\\n    assert add(1, 2) == 3\\n"}
 
+With `"file": "solution.py"` the code is what the policy has left under that path, with all the files that it
+has left next to it; otherwise the last fenced block of the answer.
+
 Expected values of cases and programs never enter the sandbox; tests run in a second one (`in_sandbox.py`).
 Code that prints that it has passed, exits with 0, or kills what runs it has answered nothing, so it earns 0.
 
@@ -15,6 +18,7 @@ import ast
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,11 +32,18 @@ from k25_train.environments.sandboxes.one_shot import Sandbox
 from k25_train.rl.rewards.answer import Answer
 from k25_train.rl.rewards.extraction import last_code
 from k25_train.rl.rewards.faults import ResponseFaultError, TaskFaultError, needed, number_of
+from k25_train.rl.rewards.rules.same import same
 
 LANGUAGES = ("python", "python3", "py")
 _PYTHON = [os.path.realpath(sys.executable), "-I", "-S", "/judge/in_sandbox.py"]
 _RUNNER = Path(in_sandbox.__file__).read_bytes()
 _SOLUTION = "/judge/solution.py"
+_LEFT = "/judge/left"
+"""Folder of the files that the policy has left."""
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|__pycache__/)")
+"""Paths that no code needs: of git, caches and the like."""
+_MAX_FILES = 100
+"""That one program may consist of. Our choice."""
 _NO_TESTS = "malformed reference: it is no object with cases, programs or tests"
 _MAX_REPLIES = 4 << 20
 """Bytes that are read from a channel."""
@@ -48,39 +59,37 @@ class UnitTests:
         self._room = asyncio.Semaphore(max_running)
 
     async def __call__(self, answer: Answer, reference: Any) -> Verdict:
-        """The verdict on the last block of code; `failed` without one. Raises MachineError without a working
-        sandbox."""
-        try:
-            code = last_code(answer.content, LANGUAGES)
-        except ResponseFaultError as error:
-            return failed(str(error))
-        return await self.of_code(code.encode(errors="replace"), reference)
-
-    async def of_code(self, code: bytes, reference: Any) -> Verdict:
-        """The verdict on code. Raises as a call."""
+        """The verdict; `failed` without code. Raises MachineError without a working sandbox."""
         async with self._room:
             try:
-                return await self._judged(code, reference)
+                return await self._judged(answer, reference)
             except ResponseFaultError as error:
                 return failed(str(error))
             except TaskFaultError as error:
                 return unscored(str(error))
 
-    async def _judged(self, code: bytes, reference: Any) -> Verdict:
-        files = {_SOLUTION: code, "/judge/in_sandbox.py": _RUNNER}
+    async def _judged(self, answer: Answer, reference: Any) -> Verdict:
         if not isinstance(reference, dict):
             raise TaskFaultError(_NO_TESTS)
-        if "tests" in reference:
-            passed, why = await self._tests(files, str(reference["tests"]))
-        elif "programs" in reference:
-            passed, why = await self._programs(files, _listed(reference, "programs"))
+        if "file" in reference:
+            solution, code = f"{_LEFT}/{reference['file']}", _left(answer, str(reference["file"]))
         else:
-            passed, why = await self._cases(files, reference)
+            block = last_code(answer.content, LANGUAGES)
+            solution, code = _SOLUTION, {_SOLUTION: block.encode(errors="replace")}
+        files = {**code, "/judge/in_sandbox.py": _RUNNER}
+        if "tests" in reference:
+            passed, why = await self._tests(solution, files, str(reference["tests"]))
+        elif "programs" in reference:
+            passed, why = await self._programs(solution, files, _listed(reference, "programs"))
+        else:
+            passed, why = await self._cases(solution, files, reference)
         share = sum(passed) / len(passed)
         reward = share if reference.get("partial_credit", False) else float(all(passed))
         return scored(reward, {ACCURACY: reward, "passed_share": share}, why)
 
-    async def _cases(self, files: Mapping[str, bytes], reference: Any) -> tuple[list[bool], str]:
+    async def _cases(
+        self, solution: str, files: Mapping[str, bytes], reference: Any
+    ) -> tuple[list[bool], str]:
         name, cases = str(needed(reference, "function")), _listed(reference, "cases")
         tolerance = number_of(reference, "tolerance", 0.0)
         expected = [needed(case, "expect") for case in cases]
@@ -90,7 +99,7 @@ class UnitTests:
         ]
         requests = _file("\n".join(calls))
         replies, written = os.pipe()
-        command = [*_PYTHON, "serve", _SOLUTION, str(requests), str(written)]
+        command = [*_PYTHON, "serve", solution, str(requests), str(written)]
         run = self._open().run(command, files, descriptors=[requests, written])
         finished, lines = await asyncio.gather(run, _read_lines(replies))
         passed = [
@@ -99,21 +108,23 @@ class UnitTests:
         ]
         return passed, _why(passed, finished)
 
-    async def _programs(self, files: Mapping[str, bytes], programs: list[Any]) -> tuple[list[bool], str]:
+    async def _programs(
+        self, solution: str, files: Mapping[str, bytes], programs: list[Any]
+    ) -> tuple[list[bool], str]:
         passed: list[bool] = []
         why = ""
         for program in programs:
             given, expected = (str(needed(program, key)) for key in ("stdin", "stdout"))
-            run = await self._open().run([*_PYTHON, "program", _SOLUTION], files, given.encode())
+            run = await self._open().run([*_PYTHON, "program", solution], files, given.encode())
             ended_well = run.ending is Ending.EXITED and run.status == 0
             passed.append(ended_well and _trimmed(run.stdout.decode(errors="replace")) == _trimmed(expected))
             why = why or _why(passed, run)
         return passed, why
 
-    async def _tests(self, files: Mapping[str, bytes], tests: str) -> tuple[list[bool], str]:
+    async def _tests(self, solution: str, files: Mapping[str, bytes], tests: str) -> tuple[list[bool], str]:
         hidden = {"/judge/in_sandbox.py": _RUNNER, "/judge/hidden_tests.py": tests.encode()}
         (asked, asks), (answered, answers), (results, reports) = os.pipe(), os.pipe(), os.pipe()
-        serve = [*_PYTHON, "serve", _SOLUTION, str(asked), str(answers)]
+        serve = [*_PYTHON, "serve", solution, str(asked), str(answers)]
         test = [*_PYTHON, "test", "/judge/hidden_tests.py", str(answered), str(asks), str(reports)]
         served, tested, lines = await asyncio.gather(
             self._open().run(serve, files, descriptors=[asked, answers]),
@@ -133,6 +144,16 @@ class UnitTests:
         return passed, _why(passed, served if served.ending is not Ending.EXITED else tested, reason)
 
 
+def _left(answer: Answer, file: str) -> dict[str, bytes]:
+    """The files of a policy where they are judged. Raises ResponseFaultError without the needed one."""
+    if file not in answer.files:
+        raise ResponseFaultError(f"no code: nothing was left as {file}")
+    seen = {path: content for path, content in answer.files.items() if not _HIDDEN.search(path)}
+    if len(seen) > _MAX_FILES:
+        raise ResponseFaultError(f"too many files: {len(seen)} were left, more than {_MAX_FILES}")
+    return {f"{_LEFT}/{path}": content for path, content in {**seen, file: answer.files[file]}.items()}
+
+
 def read_tests(reference: Any) -> None:
     """Raises TaskFaultError for what is no reference of `unit_tests`; runs nothing."""
     if not isinstance(reference, dict):
@@ -150,26 +171,6 @@ def read_tests(reference: Any) -> None:
         number_of(reference, "tolerance", 0.0)
         for case in _listed(reference, "cases"):
             needed(case, "expect"), _listed(case, "args", 0)
-
-
-def same(found: Any, expected: Any, tolerance: float) -> bool:
-    """Whether a value is what JSON says: tuples are lists, and numbers may differ by `tolerance`."""
-    if isinstance(expected, bool) or expected is None or isinstance(expected, str):
-        return type(found) is type(expected) and bool(found == expected)
-    if isinstance(expected, int | float):
-        is_number = isinstance(found, int | float) and not isinstance(found, bool)
-        return is_number and (found == expected or abs(found - expected) <= tolerance)
-    if isinstance(expected, list):
-        return (
-            isinstance(found, list | tuple)
-            and len(found) == len(expected)
-            and all(same(one, other, tolerance) for one, other in zip(found, expected, strict=True))
-        )
-    return (
-        isinstance(found, dict)
-        and found.keys() == expected.keys()
-        and all(same(found[key], value, tolerance) for key, value in expected.items())
-    )
 
 
 def _answers(line: Any, expected: Any, tolerance: float) -> bool:

@@ -34,6 +34,7 @@ ONE: dict[str, dict[str, Any]] = {
     "number": {"answer": 3},
     "choice": {"answer": "A", "choices": "ABCD"},
     "reasoning_gym": {"dataset": "gcd", "question": "?", "answer": "3", "metadata": {}},
+    "files": {"files": [{"path": "a", "text": "b"}]},
 }
 BAD = {
     "boxes": ["[[NaN, 0, 1, 1]]", "[[0, 0, Infinity, 1]]", "[[0, 0, 1e9, 1]]", "[[0, 0, 1]]", "[1, 2]",

@@ -211,6 +211,7 @@ REFERENCES: dict[str, list[Any]] = {
     "polygons": [{"polygons": [[[0, 0], [1, 0], [1, 1]]]}],
     "ocr": [{"text": "a"}],
     "count": [{"count": 7}],
+    "files": [{"files": [{"path": "a", "matches": "^b"}, {"path": "c", "absent": True}], "only": ["a"]}],
     "unit_tests": [
         {"function": "add", "cases": [{"args": [1], "expect": 1}]},
         {"programs": [{"stdin": "1", "stdout": "2"}]},
@@ -224,6 +225,8 @@ WRONG_REFERENCES: list[tuple[str, Any]] = [
     ("choice", {"answer": "E", "choices": "ABCD"}), ("boxes", {"boxes": [[0, 0]]}),
     ("boxes", {"boxes": [], "iou_floor": "half"}), ("points", {"points": [], "sigma": 0}),
     ("polygons", {}), ("ocr", {}), ("count", {"count": 1.5}), ("unit_tests", "add"),
+    ("files", {"files": []}), ("files", {"files": [{"path": "a"}]}),
+    ("files", {"files": [{"path": "a", "matches": "("}]}),
     ("unit_tests", {"function": "add", "cases": []}), ("unit_tests", {"function": "add", "cases": [{}]}),
     ("unit_tests", {"programs": [{"stdin": "1"}]}), ("unit_tests", {"tests": "def test_small("}),
 ]  # fmt: skip

@@ -11,7 +11,8 @@ from k25_train.environments.sandboxes.in_sandbox import from_plain, to_plain
 from k25_train.environments.sandboxes.one_shot import open_sandbox
 from k25_train.errors import MachineError
 from k25_train.rl.rewards.answer import Answer
-from k25_train.rl.rewards.unit_tests import UnitTests, same
+from k25_train.rl.rewards.rules.same import same
+from k25_train.rl.rewards.unit_tests import UnitTests
 from tests.helpers.sandboxes import LIMITS, needs_bubblewrap
 
 CASES = {"function": "add", "cases": [{"args": [1, 2], "expect": 3}, {"args": [[1], [2]], "expect": [1, 2]}]}
