@@ -1,6 +1,7 @@
 """What a step trains on: what the policy drew, once, and nothing that it only saw."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,15 @@ def test_a_place_that_there_is_not_is_refused() -> None:
         made.add(segment(Place(0, 5), [3], [12]))
     with pytest.raises(IndexError):
         made.add(segment(Place(3, 1), [3], [12]))
+
+
+def test_a_turn_stays_open_whatever_other_branches_do() -> None:
+    made = response(1.0, segment(ROOT, [1, 2], [10, 11]))
+    made.add(replace(segment(Place(0, 2), [3], [12]), finish_reason=FinishReason.aborted))
+    made.add(segment(Place(0, 4), [4], [13]))
+    assert made.open_branch == 1 and made.num_turns == 3 and made.current == 0
+    made.add(segment(Place(1, 4), [], [14]))
+    assert made.open_branch == -1 and made.num_turns == 3 and made.branches[1].turns() == [(3, 5)]
 
 
 def test_another_attempt_forgets_what_the_one_before_has_drawn(group: Group) -> None:

@@ -89,6 +89,8 @@ def test_all_behind_the_prompt_counts_against_its_limit(length: int) -> None:
     (branch,) = response.branches
     assert response.ended is Ended.LENGTH
     assert len(branch.token_ids) - branch.prompt_tokens <= length
+    for request in play.engine.asked:
+        assert len(request.prompt_ids) + request.sampling.max_tokens == branch.prompt_tokens + length
     assert told_of(Play(counted_task(100), rollout={"max_tokens": length}, manager={"max_turns": 100},
                         records=play.records[:-2]).process()) == told_of(response)  # fmt: skip
 

@@ -290,3 +290,22 @@ def test_a_record_is_what_its_bytes_say() -> None:
     assert stop == len(data) and dict(read.header) == dict(record.header)
     assert all((read.arrays[name] == array).all() for name, array in record.arrays.items())
     assert int.from_bytes(data[4:8], "little") == zlib.crc32(data[8:])
+
+
+def test_journals_of_single_turns_still_read() -> None:
+    """Before there were branches, each segment had the prompt, and ended its response by itself."""
+    state = JournalState()
+    for each in (base(0), admitted(group(0))):
+        state.apply(each)
+    for number, (tokens, reason) in enumerate((([5, 6], "aborted"), ([7], "stop"))):
+        header = {
+            "kind": "segment", "group": 0, "sample": 0, "segment": number, "round": number,
+            "spans": [[3, 0, len(tokens)]], "finish_reason": reason,
+        }  # fmt: skip
+        arrays = {"prompt_ids": [9, 8], "token_ids": tokens}
+        kept = {name: np.array(value, np.int32) for name, value in arrays.items()}
+        state.apply(Record(header, {**kept, "logprobs": np.zeros(len(tokens), np.float32)}))
+    response = state.open[0].responses[0]
+    assert response.branches[0].token_ids.tolist() == [9, 8, 5, 6, 7]
+    assert response.token_ids.tolist() == [5, 6, 7] and response.num_turns == 1
+    assert response.ended is not None and response.ended.value == "stop"
