@@ -98,6 +98,8 @@ class EngineServers:
     rng: random.Random
     most: int = 0
     """Deaths that there may be in all."""
+    dies_in_calls: bool = True
+    """Whether servers die in the middle of calls as well, and not of `kill` alone."""
     deaths: list[str] = field(default_factory=list)
     """What each one was killed in: a call, or `any`, for a moment from outside."""
     servers: list[_Server] = field(default_factory=list)
@@ -154,7 +156,7 @@ class EngineServers:
 
     def _drawn(self) -> tuple[str, int]:
         """In which call a server dies that is started now."""
-        if len(self.deaths) >= self.most or self.rng.random() < 0.5:
+        if not self.dies_in_calls or len(self.deaths) >= self.most or self.rng.random() < 0.5:
             return NEVER
         call = self.rng.choice(CALLS)
         return call, self.rng.randrange(20 if call == "generate" else 4)

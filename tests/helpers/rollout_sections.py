@@ -9,19 +9,20 @@ from k25_train.config.schema import Config
 
 
 @cache
-def _composed() -> Config:
+def composed() -> Config:
+    """A configuration of reinforcement learning."""
     return compose(["experiment=rl_smoke"])
 
 
 def manager_section() -> ManagerConfig:
     """`rollout.manager`."""
-    rollout = _composed().rollout
+    rollout = composed().rollout
     assert rollout is not None
     return rollout.manager
 
 
 def sandbox_section() -> SandboxConfig:
     """`environment.sandbox`."""
-    environment = _composed().environment
+    environment = composed().environment
     assert environment is not None
     return environment.sandbox

@@ -108,7 +108,8 @@ class RayStarter:
         except Exception as error:
             # Ray has many names for an actor that is gone; what the actor itself has raised is the cause.
             cause = getattr(error, "cause", None) or error
-            return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
+            said, _, _ = str(cause).strip().partition("\n")
+            return f"{type(cause).__name__}: {said}"
         return "its call has ended"
 
     async def end(self, shard: int) -> None:
