@@ -124,6 +124,13 @@ def test_what_preflight_reads_with_is_there() -> None:
         assert f" {command}=" in apt
 
 
+def test_agents_and_their_event_loops_have_what_they_need() -> None:
+    (apt,) = [step for step in steps(IMAGE, "RUN") if "docker/apt.sh" in step]
+    assert " bwrap=" in apt
+    pins = (DOCKER / "pins.txt").read_text()
+    assert all(f"\n{name}==" in pins for name in ("ray", "pyzmq", "uvloop", "ipykernel", "mcp", "gymnasium"))
+
+
 def test_the_build_sees_what_it_needs_and_nothing_else() -> None:
     kept = {line[1:] for line in (REPO / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert "*" in (REPO / ".dockerignore").read_text().splitlines()
