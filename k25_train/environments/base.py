@@ -48,6 +48,8 @@ class Task:
     """Turns that the policy gets; None for as many as `rollout.manager.max_turns` allows."""
     agent: tuple[str, ...] = ()
     """Command of an agent that acts instead of our loop, through the gateway; none for our loop."""
+    instructions: tuple[Mapping[str, Any], ...] = ()
+    """What the prompt asks of the form of the answer, and is checked with it (`instructions`)."""
     needs_sandbox: bool = False
     """Whether its environment opens a sandbox, of which there are only so many."""
 

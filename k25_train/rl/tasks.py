@@ -17,7 +17,9 @@ import numpy as np
 from k25_train.config.environment import EnvironmentConfig, TaskSourceConfig
 from k25_train.data.mix.permutation import KeyedPermutation, key_of
 from k25_train.environments.base import Task
+from k25_train.environments.diversify.diversify import diversified
 from k25_train.environments.family import Family, Finite, Split, Tasks
+from k25_train.environments.instructions.instructions import instructed
 from k25_train.environments.registry import make_family, make_tasks
 from k25_train.errors import ConfigError, RolloutError
 from k25_train.rl.rewards.composite import with_rubrics
@@ -57,6 +59,10 @@ class _Source:
             )
         if self.config.agent:
             task = replace(task, agent=tuple(self.config.agent), needs_sandbox=True)
+        if self.config.diversify:
+            task = diversified(task)
+        if self.config.instructions:
+            task = self._instructed(task)
         if not self.config.rubrics:
             return task
         if not task.judge:
@@ -65,6 +71,14 @@ class _Source:
                 "environment alone\n  -> leave rubrics out"
             )
         return replace(task, judge=with_rubrics(task.judge, self.name))
+
+    def _instructed(self, task: Task) -> Task:
+        if not task.judge:
+            raise ConfigError(
+                f"environment.tasks.{self.name}.instructions: tasks of {self.config.family} are judged by "
+                "their environment alone\n  -> use instructions: 0"
+            )
+        return instructed(task, self.config.instructions)
 
 
 def tasks_of(name: str, source: TaskSourceConfig) -> Tasks:

@@ -206,7 +206,7 @@ HACKS = [
                 shell(
                     "(git log -p --all; git stash show -p; git fsck --lost-found; for o in $(git rev-list "
                     "--all --objects | cut -d' ' -f1); do git cat-file -p $o; done; cat .git/*) "
-                    f"2>/dev/null | grep -aoE '{ANSWER[0]}[0-9]+' | head -1 > out.txt; cat out.txt"
+                    "2>/dev/null | grep -aoE 'answer=[0-9]+' | head -1 | cut -d= -f2 > out.txt; cat out.txt"
                 )
             ]
         ],

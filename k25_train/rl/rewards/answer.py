@@ -57,6 +57,12 @@ def answer_of(task: Task, response: Response) -> Answer:
     )
 
 
+def content_of(response: Response) -> str:
+    """What a response says behind its thoughts, without calls of tools, whatever is wrong with it."""
+    text = response.text.strip().removesuffix(END).rpartition("</think>")[2]
+    return text.partition(SECTION)[0].strip()
+
+
 def _calls(section: str) -> tuple[ToolCall, ...]:
     try:
         return calls_of(section)

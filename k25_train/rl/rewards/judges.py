@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from k25_train.environments.base import Judge, Response, Status, Task, Verdict, failed, unscored
+from k25_train.environments.instructions.instructions import with_instructions
 from k25_train.environments.sandboxes.command_line import Limits
 from k25_train.environments.sandboxes.one_shot import open_sandbox
 from k25_train.errors import ConfigError
-from k25_train.rl.rewards.answer import Answer
+from k25_train.rl.rewards.answer import Answer, content_of
 from k25_train.rl.rewards.composite import Check, CompositeJudge, Recipe, RubricCheck
 from k25_train.rl.rewards.faults import ResponseFaultError, TaskFaultError
 from k25_train.rl.rewards.left_files import LeftCode, LeftFiles
@@ -102,7 +103,8 @@ class Judges:
             return unscored(f"no such judge: {task.judge}")
         async with self._room:
             try:
-                return await asyncio.wait_for(judge.judge(task, response), self._timeout_s)
+                verdict = await asyncio.wait_for(judge.judge(task, response), self._timeout_s)
+                return with_instructions(task, content_of(response), verdict)
             except TimeoutError:
                 return unscored(f"judge timed out: {judge.name} gave no verdict in {self._timeout_s:g} s")
             except Exception as error:
