@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from k25_train.environments.base import Response, Status, Task, Verdict, failed
@@ -59,8 +60,17 @@ KILL_ALL = ("/bin/sh", "-c", "kill -9 -1")
 class ToolEnvironment:
     """See `Environment`."""
 
-    def __init__(self, task: Task, services: Services) -> None:
-        """Raises ConfigError for a setup that is not right."""
+    def __init__(
+        self, task: Task, services: Services, hidden: Mapping[str, bytes] = MappingProxyType({})
+    ) -> None:
+        """Raises ConfigError for a setup that is not right.
+
+        Args:
+            task: what is asked.
+            services: what may be used.
+            hidden: absolute path -> content, read-only in the sandbox: a judge's, which no policy gets.
+        """
+        self._hidden = hidden
         self._task, self._services = task, services
         self._setup = read_setup(task)
         self._opened = AsyncExitStack()
@@ -91,7 +101,9 @@ class ToolEnvironment:
             system = {
                 path: each for toolset in setup.toolsets.values() for path, each in toolset.files.items()
             }
-            spec = SandboxSpec(name=task.key, files={**setup.files, **system}, network=setup.network)
+            spec = SandboxSpec(
+                name=task.key, files={**setup.files, **system, **self._hidden}, network=setup.network
+            )
             self._session = await self._services.sandboxes.open(spec)
             self._opened.push_async_callback(self._session.close)
             for command in (*setup.prepare, *([FORGET_HISTORY] if setup.forgets_history else ())):

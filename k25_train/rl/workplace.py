@@ -10,6 +10,7 @@ from k25_train.config.schema import Config
 from k25_train.data.open_sources import tokenizer_path
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
 from k25_train.environments.environment import Services
+from k25_train.rl.rewards.agentic import AgenticJudge
 from k25_train.rl.rewards.generative import open_rubrics
 from k25_train.rl.rewards.judges import Judges, open_judges
 from k25_train.rl.sandboxes import sandboxes_of
@@ -55,6 +56,8 @@ async def open_workplace(config: Config, shards: int = 1) -> Workplace:
     async with AsyncExitStack() as opened:
         rubrics = await open_rubrics(rollout, environment, config.model.vision)
         opened.push_async_callback(rubrics.close)
+        sandboxes = sandboxes_of(config, shards)
+        opened.push_async_callback(sandboxes.close)
         workers = min(MOST_WORKERS, os.cpu_count() or 1)
         judges = open_judges(
             rollout.judge_timeout_s,
@@ -63,17 +66,22 @@ async def open_workplace(config: Config, shards: int = 1) -> Workplace:
             places=rollout.max_running if rubrics.checks else workers,
             rubrics=rubrics.checks,
             recipes=rubrics.recipes,
+            others=[
+                AgenticJudge(chat, sandboxes, rollout.manager.tool_timeout_s)
+                for chat in rubrics.chats.values()
+            ],
         )
         opened.push_async_callback(judges.close)
-        sandboxes = sandboxes_of(config, shards)
-        opened.push_async_callback(sandboxes.close)
         return Workplace(
             model=model,
             tokenizer=tokenizer,
             prompts=Prompts(tokenizer, path, model, rollout.max_prompt_tokens),
             judges=judges,
             services=Services(
-                sandboxes=sandboxes, judging=judges, tool_timeout_s=rollout.manager.tool_timeout_s
+                sandboxes=sandboxes,
+                judging=judges,
+                tool_timeout_s=rollout.manager.tool_timeout_s,
+                chats=rubrics.chats,
             ),
             close=opened.pop_all().aclose,
         )

@@ -18,6 +18,7 @@ from k25_train.config.environment import EnvironmentConfig
 from k25_train.config.rollout import RolloutConfig
 from k25_train.config.vision import VisionConfig
 from k25_train.data.tokenizer import load_tokenizer
+from k25_train.environments.environment import Chat
 from k25_train.errors import ConfigError
 from k25_train.rl.rewards.composite import Recipe, RubricCheck, with_rubrics
 from k25_train.rl.rewards.judges import LENGTH_PENALTY
@@ -47,6 +48,8 @@ class Rubrics:
     """By the names of their sets."""
     recipes: Mapping[str, Recipe]
     """Judges that put them on top of rules."""
+    chats: Mapping[str, Chat]
+    """The model itself, as `judge`; empty where none is configured."""
     close: Callable[[], Coroutine[Any, Any, None]]
     """Ends the connection; the server goes on."""
 
@@ -71,8 +74,8 @@ async def open_rubrics(
                 f"environment.tasks.{name}.rubrics: {', '.join(unknown)}: no such set of rubrics\n"
                 f"  -> use some of {', '.join(sorted(SETS))} (k25_train/rl/rewards/README.md)"
             )
-    if not bonuses:
-        return Rubrics(checks={}, recipes={}, close=_nothing)
+    if rollout.judge_url is None:
+        return Rubrics(checks={}, recipes={}, chats={}, close=_nothing)
     recipes = {
         with_rubrics(rule, name): Recipe(rules={rule: 1.0}, length_penalty=LENGTH_PENALTY, rubrics=each)
         for name, each in bonuses.items()
@@ -91,7 +94,7 @@ async def open_rubrics(
         )
         for name in sorted({name for each in bonuses.values() for name in each})
     }
-    return Rubrics(checks=checks, recipes=recipes, close=close)
+    return Rubrics(checks=checks, recipes=recipes, chats={"judge": chat}, close=close)
 
 
 async def _connect(

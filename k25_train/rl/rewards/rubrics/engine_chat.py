@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from k25_train.environments.base import Task
+from k25_train.environments.environment import Action, Tool
 from k25_train.rollout.engines.base import Engine, EngineError, FinishReason, Request, Sampling
 from k25_train.rollout.prompts import Prompts
 
@@ -26,8 +26,15 @@ class EngineChat:
     async def generate(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """See `ChatEngine`. Raises EngineError, also for a request that is too long, and for a reply
         that reaches its limit."""
-        task = Task(key="rubric", family="rubric", messages=tuple(messages), judge="rubric")
-        prompt_ids = self._prompts.encode(task)
+        return self._prompts.decode(await self._drawn(messages, ()))
+
+    async def __call__(self, messages: tuple[Mapping[str, Any], ...], tools: tuple[Tool, ...] = ()) -> Action:
+        """See `Chat`. Raises as `generate`."""
+        return self._prompts.action(await self._drawn(messages, tools), thinking=False)
+
+    async def _drawn(self, messages: Sequence[Mapping[str, Any]], tools: tuple[Tool, ...]) -> Sequence[int]:
+        """Ids of the reply. Raises as `generate`."""
+        prompt_ids = self._prompts.opening("judge", messages, (), tools, thinking=False).token_ids
         if len(prompt_ids) > self._max_prompt_tokens:
             raise EngineError(
                 f"{self._engine.name}: its context has room for {self._max_prompt_tokens} tokens before a "
@@ -51,4 +58,4 @@ class EngineChat:
                 f"{self._engine.name}: its reply did not end ({generated.finish_reason.value}) after "
                 f"{len(generated.token_ids)} tokens"
             )
-        return self._prompts.decode(generated.token_ids)
+        return [int(token) for token in generated.token_ids]
