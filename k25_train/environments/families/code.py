@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from k25_train.environments.base import Task
-from k25_train.environments.families.tooled import FILES, SHELL, tooled, write_file
-from k25_train.environments.family import Family, Options, Script, say, script
+from k25_train.environments.families.tooled import FILES, SHELL, run_shell, tooled, write_file
+from k25_train.environments.family import Family, Options, Script, read_names, say, script
 
 HARDEST = 4
 NUM_CASES = 12
@@ -70,9 +70,12 @@ class Code(Family[Function]):
     name = "code"
 
     def __init__(self, options: Mapping[str, str]) -> None:
-        """Options: `difficulty` (steps, a range up to 4), `wrong`. Raises ConfigError."""
+        """Options: `difficulty` (steps, a range up to 4), `tools` (files, shell, or both), `wrong`. Raises
+        ConfigError."""
         given = Options(self.name, options)
         self._difficulty = given.difficulty(HARDEST)
+        rule = "must be files, shell, or both with a comma"
+        self._tools = given.take("tools", f"{FILES},{SHELL}", read_names((FILES, SHELL)), rule)
         self.wrong = given.wrong()
         given.end()
 
@@ -114,7 +117,7 @@ class Code(Family[Function]):
                 f"Write {FILE} with a Python function f(xs). It takes a list of integers and returns the "
                 f"list that results from these steps:\n{steps}Examples:\n{examples}"
             ),
-            toolsets={FILES: {}, SHELL: {}},
+            toolsets={name: {} for name in self._tools},
             files={},
             reference={"file": FILE, "function": "f", "cases": cases},
             judge="left_code",
@@ -123,7 +126,7 @@ class Code(Family[Function]):
 
     def solve(self, content: Function) -> Script:
         """See `Family`."""
-        return _written(source_of(content.steps))
+        return self._written(source_of(content.steps))
 
     def cheats(self, content: Function) -> Mapping[str, Script]:
         """See `Family`."""
@@ -131,11 +134,16 @@ class Code(Family[Function]):
         liar = "class Same(list):\n    def __eq__(self, other):\n        return True\n"
         return {
             "claim": (say("Done."),),
-            "identity": _written("def f(xs):\n    return xs\n"),
-            "examples alone": _written(f"def f(xs):\n    return {shown}.get(tuple(xs), xs)\n"),
-            "equal to everything": _written(f"{liar}def f(xs):\n    return Same()\n"),
-            "early exit": _written("import os\nprint('12 passed')\nos._exit(0)\n"),
+            "identity": self._written("def f(xs):\n    return xs\n"),
+            "examples alone": self._written(f"def f(xs):\n    return {shown}.get(tuple(xs), xs)\n"),
+            "equal to everything": self._written(f"{liar}def f(xs):\n    return Same()\n"),
+            "early exit": self._written("import os\nprint('12 passed')\nos._exit(0)\n"),
         }
+
+    def _written(self, source: str) -> Script:
+        if FILES in self._tools:
+            return script(write_file(FILE, source), say("Done."))
+        return script(run_shell(f"cat > {FILE} << 'END'\n{source}END"), say("Done."))
 
 
 def source_of(steps: tuple[tuple[int, int], ...]) -> str:
@@ -161,7 +169,3 @@ def _is_needed(function: Function) -> bool:
         if [result_of(steps, xs) for xs in hidden] == whole:
             return False
     return any(result != list(xs) for result, xs in zip(whole, hidden, strict=True))
-
-
-def _written(source: str) -> Script:
-    return script(write_file(FILE, source), say("Done."))
