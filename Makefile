@@ -6,6 +6,7 @@ SMOKE  := datasets/smoke/dataset.json
 NEEDLES := datasets/needles/words.json
 CHAT   := datasets/chat/chat.json
 SUMS   := datasets/sums/demonstrations.jsonl.chat.k25index
+AGENTS := datasets/agents/demonstrations.jsonl.chat.k25index
 SMOKE_RUN := runs/smoke/checkpoints/step_160/manifest.json
 ENGINE := .venv-engine
 
@@ -35,7 +36,7 @@ NEED_PYTHON = [ -n "$(PYTHON)" ] || { echo "$$NO_PYTHON" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup engine data smoke rl-smoke stages smoke-gpu test test-slow resharding context test-gpu test-engine faults crashes check lint types test-fast format pins python clean
+.PHONY: help setup engine data smoke rl-smoke agents-smoke stages smoke-gpu test test-slow resharding context test-gpu test-engine faults crashes check lint types test-fast format pins python clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +54,12 @@ rl-smoke: $(STAMP) $(SUMS) $(SMOKE_RUN)  ## fine-tune the smoke run's model, the
 	OMP_NUM_THREADS=1 $(BIN)/python -m launch.torchrun experiment=rl_sft_smoke
 	OMP_NUM_THREADS=1 $(BIN)/python -m launch.torchrun experiment=rl_smoke
 	$(BIN)/python -m k25_train.rl.report runs/rl_smoke
+
+agents-smoke: $(STAMP) $(AGENTS) $(SMOKE_RUN)  ## the same with tools in sandboxes and pictures, into runs/agents_smoke
+	rm -rf runs/agents_sft_smoke runs/agents_smoke
+	OMP_NUM_THREADS=1 $(BIN)/python -m launch.torchrun experiment=agents_sft_smoke
+	OMP_NUM_THREADS=1 $(BIN)/python -m launch.torchrun experiment=agents_smoke
+	$(BIN)/python -m k25_train.rl.report runs/agents_smoke
 
 smoke-gpu: $(STAMP) $(SMOKE)  ## train the shrunk model on one GPU, in bfloat16 with Transformer Engine, into runs/smoke_1gpu
 	rm -rf runs/smoke_1gpu
@@ -148,6 +155,11 @@ $(CHAT): $(SMOKE) | $(STAMP)
 $(SUMS): conf/environment/sums.yaml $(CHAT) | $(STAMP)
 	$(BIN)/python -m k25_train.rl.demonstrations experiment=rl_smoke --out datasets/sums/demonstrations.jsonl
 	$(BIN)/python -m k25_train.data index data=sums
+	@touch $@
+
+$(AGENTS): conf/environment/agents.yaml $(CHAT) | $(STAMP)
+	$(BIN)/python -m k25_train.rl.demonstrations experiment=agents_smoke --out datasets/agents/demonstrations.jsonl
+	$(BIN)/python -m k25_train.data index data=agents
 	@touch $@
 
 $(SMOKE_RUN):

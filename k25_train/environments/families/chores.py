@@ -1,10 +1,11 @@
-"""Chores with files in a shell: counting, renaming, sorting, fixing JSON, packing.
+"""Chores with files in a shell: counting, renaming, sorting, fixing JSON, unpacking.
 
     files ─► the agent's commands ─► files that it leaves, and its answer ─► what they have to be
 
 Files are held against what is expected outside of the sandbox, after the agent has left.
 """
 
+import base64
 import io
 import json
 import random
@@ -18,8 +19,8 @@ from k25_train.environments.families.words import NAMES, text_of
 from k25_train.environments.family import Family, Options, Script, read_names, say, script
 
 HARDEST = 3
-MOST_PACKED = 1 << 20
-"""Bytes of an archive that are looked into."""
+ARCHIVE = ".tar"
+"""End of the name of a file whose text is JSON of what is packed in it, path -> text."""
 
 
 class Chore(NamedTuple):
@@ -68,9 +69,9 @@ class Chores(Family[Chore]):
             family=self.name,
             prompt=content.request,
             toolsets={SHELL: {}},
-            files=dict(content.files),
-            reference={"files": dict(content.expected), "answer": content.answer},
-            judge="left_files",
+            files={path: _content(path, text) for path, text in content.files},
+            reference=content.answer or {"files": [_expected(*each) for each in content.expected]},
+            judge="answer" if content.answer else "files",
             problem=f"{self.name}/{content.kind}/{content.difficulty}",
         )
 
@@ -169,15 +170,15 @@ def _fix_json(rng: random.Random, difficulty: int) -> Chore:
     )  # fmt: skip
 
 
-def _pack(rng: random.Random, difficulty: int) -> Chore:
+def _unpack(rng: random.Random, difficulty: int) -> Chore:
     name, folder = rng.sample(NAMES, 2)
     names = rng.sample(NAMES, difficulty + 1)
     files = tuple((f"{folder}/{each}.txt", text_of(rng, 3)) for each in names)
-    packed = json.dumps(dict(files), sort_keys=True)
-    expected = ((f"{name}.tar", packed), *((path, None) for path, _ in files))
+    archive = f"{name}{ARCHIVE}"
     return Chore(
-        "pack", difficulty, f"Pack the folder {folder} as {name}.tar, uncompressed, and remove the folder.",
-        files, expected, "", f"tar -cf {name}.tar {folder} && rm -r {folder}",
+        "unpack", difficulty, f"Unpack {archive} here, and remove the archive.",
+        ((archive, json.dumps(dict(files))),), (*files, (archive, None)), "",
+        f"tar -xf {archive} && rm {archive}",
     )  # fmt: skip
 
 
@@ -188,51 +189,24 @@ KINDS: Mapping[str, Callable[[random.Random, int], Chore]] = {
     "sort": _sort,
     "replace": _replace,
     "fix json": _fix_json,
-    "pack": _pack,
+    "unpack": _unpack,
 }
 """Name -> what draws a chore of that kind and difficulty."""
 
 
-def wrong_with_files(reference: Any, answer: str, files: Mapping[str, bytes]) -> str:
-    """Why files and answer are not what was expected; empty if they are.
-
-    Args:
-        reference: `{"files": {path: text, or null for no such file}, "answer": text, or ""}`; the text of a
-            `.tar` is JSON of what is packed in it, path -> text.
-        answer: the agent's last words.
-        files: what it has left, by path below its working folder.
-
-    Raises ValueError for a reference of another form.
-    """
-    if not isinstance(reference, dict) or not reference.keys() >= {"files", "answer"}:
-        raise ValueError(f"it has no files and answer: {json.dumps(reference)[:60]}")
-    for path, text in reference["files"].items():
-        if text is None:
-            if path in files:
-                return f"left: {path} is still there"
-        elif path not in files:
-            return f"missing: {path}"
-        elif path.endswith(".tar"):
-            if packed_in(files[path]) != json.loads(text):
-                return f"different: {path}"
-        elif files[path] != text.encode():
-            return f"different: {path}"
-    if reference["answer"] and answer.strip().rstrip(".") != reference["answer"]:
-        return "wrong answer"
-    return ""
+def _expected(path: str, text: str | None) -> dict[str, Any]:
+    """A file as the judge reads it."""
+    return {"path": path, "absent": True} if text is None else {"path": path, "text": text}
 
 
-def packed_in(archive: bytes) -> dict[str, str]:
-    """Path -> text of the regular files in a tar archive; empty for what is none, or too long."""
-    if len(archive) > MOST_PACKED:
-        return {}
-    found = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as opened:
-            for member in opened.getmembers():
-                file = opened.extractfile(member) if member.isreg() else None
-                if file is not None:
-                    found[member.name.removeprefix("./")] = file.read().decode(errors="replace")
-    except (tarfile.TarError, OSError, ValueError):
-        return {}
-    return found
+def _content(path: str, text: str) -> Any:
+    """A file as a task's setup has it."""
+    if not path.endswith(ARCHIVE):
+        return text
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, packed in json.loads(text).items():
+            member = tarfile.TarInfo(name)
+            member.size = len(packed.encode())
+            archive.addfile(member, io.BytesIO(packed.encode()))
+    return {"base64": base64.b64encode(out.getvalue()).decode()}

@@ -120,7 +120,7 @@ class Code(Family[Function]):
             toolsets={name: {} for name in self._tools},
             files={},
             reference={"file": FILE, "function": "f", "cases": cases},
-            judge="left_code",
+            judge="unit_tests",
             problem=f"{self.name}/{len(content.steps)}",
         )
 

@@ -18,7 +18,6 @@ from k25_train.errors import ConfigError
 from k25_train.rl.rewards.answer import Answer, content_of
 from k25_train.rl.rewards.composite import Check, CompositeJudge, Recipe, RubricCheck
 from k25_train.rl.rewards.faults import ResponseFaultError, TaskFaultError
-from k25_train.rl.rewards.left_files import LeftCode, LeftFiles
 from k25_train.rl.rewards.references import UNIT_TESTS, wrong_with_reference
 from k25_train.rl.rewards.text_rules import RULES, files, handed_over
 from k25_train.rl.rewards.unit_tests import UnitTests
@@ -142,15 +141,13 @@ def open_judges(
     sandbox = functools.cache(lambda: open_sandbox(limits))
     checks: dict[str, Check] = {rule: _in_worker(workers, rule) for rule in RULES}
     checks[files.__name__] = _files_in_worker(workers)
-    unit_tests = checks[UNIT_TESTS] = UnitTests(sandbox, num_workers)
+    checks[UNIT_TESTS] = UnitTests(sandbox, num_workers)
     alone = {rule: Recipe(rules={rule: 1.0}, length_penalty=LENGTH_PENALTY, rubrics={}) for rule in checks}
     all_recipes = {**alone, **(recipes or {})}
     judges = [_composite(name, recipe, checks, rubrics or {}) for name, recipe in all_recipes.items()]
-    left = (LeftFiles(), LeftCode(unit_tests))
     needs = {name: sandbox for name, recipe in all_recipes.items() if UNIT_TESTS in recipe.rules}
-    needs[LeftCode.name] = sandbox
     rules = {name: recipe.rules for name, recipe in all_recipes.items()}
-    return Judges([*judges, *left, *others], timeout_s, places, workers, needs, rules)
+    return Judges([*judges, *others], timeout_s, places, workers, needs, rules)
 
 
 def _composite(
