@@ -8,7 +8,8 @@ or how it exits, says nothing.
 
 import random
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import NamedTuple
 
 from k25_train.environments.base import Task
 from k25_train.environments.families.tooled import FILES, SHELL, run_shell, tooled, write_file
@@ -25,34 +26,41 @@ class _Operation(NamedTuple):
     description: str
     """With `{k}` for its number."""
     code: str
-    """Expression of `xs` and `{k}`, which may be negative."""
+    """Expression of `xs` and `{k}`."""
+    function: Callable[[list[int], int], list[int]]
+    """What the expression is worth."""
     numbers: range
     """What `k` may be."""
 
 
 OPERATIONS = (
-    _Operation("add {k} to each number", "[x + {k} for x in xs]", range(1, 50)),
-    _Operation("multiply each number by {k}", "[x * {k} for x in xs]", range(2, 10)),
-    _Operation("subtract each number from {k}", "[{k} - x for x in xs]", range(1, 50)),
-    _Operation("keep the numbers that {k} divides", "[x for x in xs if x % {k} == 0]", range(2, 5)),
-    _Operation("keep the numbers above {k}", "[x for x in xs if x > {k}]", range(1, 20)),
-    _Operation("leave the first {k} numbers out", "xs[{k}:]", range(1, 4)),
-    _Operation("keep every number at an index that {k} divides, from index 0", "xs[::{k}]", range(2, 4)),
-    _Operation("replace each number by its remainder modulo {k}", "[x % {k} for x in xs]", range(3, 20)),
-    _Operation("reverse the order", "xs[::-1]", range(1)),
-    _Operation("sort in ascending order", "sorted(xs)", range(1)),
-    _Operation("replace each number by its square", "[x * x for x in xs]", range(1)),
-    _Operation("keep each distinct number once, at its first place", "list(dict.fromkeys(xs))", range(1)),
-    _Operation(
-        "replace each number by the sum of all up to and including it",
-        "[sum(xs[: i + 1]) for i in range(len(xs))]", range(1),
-    ),
+    _Operation("add {k} to each number", "[x + {k} for x in xs]",
+               lambda xs, k: [x + k for x in xs], range(1, 50)),
+    _Operation("multiply each number by {k}", "[x * {k} for x in xs]",
+               lambda xs, k: [x * k for x in xs], range(2, 10)),
+    _Operation("subtract each number from {k}", "[{k} - x for x in xs]",
+               lambda xs, k: [k - x for x in xs], range(1, 50)),
+    _Operation("keep the numbers that {k} divides", "[x for x in xs if x % {k} == 0]",
+               lambda xs, k: [x for x in xs if x % k == 0], range(2, 5)),
+    _Operation("keep the numbers above {k}", "[x for x in xs if x > {k}]",
+               lambda xs, k: [x for x in xs if x > k], range(1, 20)),
+    _Operation("leave the first {k} numbers out", "xs[{k}:]",
+               lambda xs, k: xs[k:], range(1, 4)),
+    _Operation("keep every number at an index that {k} divides, from index 0", "xs[::{k}]",
+               lambda xs, k: xs[::k], range(2, 4)),
+    _Operation("replace each number by its remainder modulo {k}", "[x % {k} for x in xs]",
+               lambda xs, k: [x % k for x in xs], range(3, 20)),
+    _Operation("reverse the order", "xs[::-1]", lambda xs, k: xs[::-1], range(1)),
+    _Operation("sort in ascending order", "sorted(xs)", lambda xs, k: sorted(xs), range(1)),
+    _Operation("replace each number by its square", "[x * x for x in xs]",
+               lambda xs, k: [x * x for x in xs], range(1)),
+    _Operation("keep each distinct number once, at its first place", "list(dict.fromkeys(xs))",
+               lambda xs, k: list(dict.fromkeys(xs)), range(1)),
+    _Operation("replace each number by the sum of all up to and including it",
+               "[sum(xs[: i + 1]) for i in range(len(xs))]",
+               lambda xs, k: list(accumulate(xs)), range(1)),
 )  # fmt: skip
-
-
-_COMPILED: tuple[Callable[[list[int], int], list[int]], ...] = tuple(
-    eval(f"lambda xs, k: {operation.code.format(k='k')}") for operation in OPERATIONS
-)
+"""That the two columns agree, the solutions' verdicts show."""
 
 
 class Function(NamedTuple):
@@ -154,10 +162,10 @@ def source_of(steps: tuple[tuple[int, int], ...]) -> str:
 
 def result_of(steps: tuple[tuple[int, int], ...], xs: tuple[int, ...]) -> list[int]:
     """What the function gives."""
-    values: Any = list(xs)
+    values = list(xs)
     for index, k in steps:
-        values = _COMPILED[index](values, k)
-    return list(values)
+        values = OPERATIONS[index].function(values, k)
+    return values
 
 
 def _is_needed(function: Function) -> bool:
