@@ -47,6 +47,7 @@ async def open_rollouts(
         pool,
         count=count,
         notice=notice,
+        stuck_s=manager.stuck_s,
     )
     await rollouts.start()
     return rollouts

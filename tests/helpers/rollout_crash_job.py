@@ -190,7 +190,7 @@ class Job:
         begin = {"kind": "begin", "build": "tests.helpers.rollout_crash_job:build", "arguments": {}}
         rollouts = ShardedRollouts(
             link, ProcessStarter(link.address), SHARDS, Record(begin), pool, count=counts.add,
-            notice=lambda text: print(text, flush=True),
+            notice=lambda text: print(text, flush=True), stuck_s=2.0,
         )  # fmt: skip
         controller = Controller(
             self._algorithm, self._num_steps, Walks(), self._journal, pool, rollouts, counts  # type: ignore[arg-type]

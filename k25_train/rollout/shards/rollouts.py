@@ -10,15 +10,16 @@ A response stays with its shard, which may keep its environment open between two
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from k25_train.errors import RolloutError
 from k25_train.rollout.asking import Generates
 from k25_train.rollout.engines.base import EngineError
+from k25_train.rollout.manager.roll_call import Entry, RollCall
 from k25_train.rollout.manager.snapshot import Snapshot, together
 from k25_train.rollout.records import Record
 from k25_train.rollout.shards.link import Link
+from k25_train.rollout.shards.members import NOBODY, Given, Member
 from k25_train.rollout.shards.messages import (
     generated_message,
     record_of,
@@ -49,34 +50,6 @@ class Starter(Protocol):
         """End it at once. Twice is as once."""
 
 
-@dataclass(slots=True)
-class _Given:
-    """Work that a shard has."""
-
-    work: Work
-    append: Append
-    done: "asyncio.Future[None]"
-    sent_to: int = -1
-    """Incarnation of the shard that has it."""
-
-
-@dataclass(slots=True)
-class _Member:
-    """One shard."""
-
-    number: int
-    incarnation: int = 0
-    given: dict[int, _Given] = field(default_factory=dict)
-    heard: float = 0.0
-    is_there: bool = False
-    deaths: int = 0
-    figures: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> bytes:
-        return f"shard {self.number}.{self.incarnation}".encode()
-
-
 class ShardedRollouts:
     """See `Rollouts`."""
 
@@ -90,6 +63,7 @@ class ShardedRollouts:
         *,
         count: Callable[[str], None],
         notice: Callable[[str], None],
+        stuck_s: float,
     ) -> None:
         """
         Args:
@@ -100,14 +74,17 @@ class ShardedRollouts:
             engines: for shards that ask the first rank for tokens.
             count: told what has happened, by kind.
             notice: tells what there is to know.
+            stuck_s: seconds without a record after which work that no shard has counts as lost.
         """
         self._link = link
         self._starter = starter
         self._begin = begin
         self._engines = engines
         self._count, self._notice = count, notice
-        self.members = [_Member(number) for number in range(num_shards)]
+        self.members = [Member(number) for number in range(num_shards)]
         """Shards by number."""
+        known = lambda: {name for member in self.members for name in member.known()}  # noqa: E731
+        self._roll_call = RollCall(stuck_s, known, notice, time.monotonic)
         self._number = 0
         self._version = -1
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,12 +104,14 @@ class ShardedRollouts:
             raise self._failure
         member = self.members[(work.group + work.sample) % len(self.members)]
         number, self._number = self._number, self._number + 1
-        given = _Given(work, append, asyncio.get_running_loop().create_future())
+        given = Given(work, append, asyncio.get_running_loop().create_future())
         member.given[number] = given
         try:
-            if member.is_there:
-                await self._give(member, number, given)
-            await given.done
+            with self._roll_call.given(given.name, work.group) as entry:
+                given.append = _heard_by(entry, append)
+                if member.is_there:
+                    await self._give(member, number, given)
+                await given.done
         except asyncio.CancelledError:
             await self._link.send(member.name, Record({"kind": "cancel", "number": number}))
             raise
@@ -176,19 +155,17 @@ class ShardedRollouts:
             if (member := by_name.get(peer)) is not None and member.name == peer:
                 await self._take(member, message)
 
-    async def _take(self, member: _Member, message: Record) -> None:
+    async def _take(self, member: Member, message: Record) -> None:
         header = message.header
         member.heard = time.monotonic()
         given = member.given.get(header.get("number", -1))
         match header["kind"]:
             case "hello":
-                await self._link.send(member.name, self._begin)
-                await self._link.send(member.name, self._version_message())
-                member.is_there = True
-                for number, each in list(member.given.items()):
-                    await self._give(member, number, each)
+                # Its queue may be full: others are heard meanwhile.
+                self._spawn(self._welcome(member))
             case "alive":
-                member.figures = header["figures"]
+                member.has = frozenset(message.arrays["numbers"].tolist())
+                member.tells(header["figures"], self._count)
             case "notice":
                 self._notice(f"shard {member.number}: {header['text']}")
             case "record" if given:
@@ -202,7 +179,16 @@ class ShardedRollouts:
             case "generate":
                 self._spawn(self._generate(member.name, message))
 
-    async def _give(self, member: _Member, number: int, given: _Given) -> None:
+    async def _welcome(self, member: Member) -> None:
+        name = member.name
+        await self._link.send(name, self._begin)
+        await self._link.send(name, self._version_message())
+        if member.name == name:
+            member.is_there = True
+        for number, each in list(member.given.items()):
+            await self._give(member, number, each)
+
+    async def _give(self, member: Member, number: int, given: Given) -> None:
         if given.sent_to != member.incarnation:
             given.sent_to = member.incarnation
             await self._link.send(member.name, work_message(number, given.work))
@@ -210,7 +196,7 @@ class ShardedRollouts:
     def _version_message(self) -> Record:
         return Record({"kind": "version", "version": self._version})
 
-    def _append(self, given: _Given, record: Record) -> None:
+    def _append(self, given: Given, record: Record) -> None:
         try:
             given.append(record)
         except Exception as error:
@@ -239,13 +225,22 @@ class ShardedRollouts:
                     why = f"no sign of life for {SILENT_S:g} s"
                 if why:
                     await self._again(member, why)
+            await self._find_lost()
 
-    async def _again(self, member: _Member, why: str) -> None:
+    async def _find_lost(self) -> None:
+        """Give work out again that no shard has."""
+        lost = set(self._roll_call.look())
+        for member in self.members if lost else ():
+            for number, given in list(member.given.items()):
+                if given.name in lost and member.is_there:
+                    self._count("lost")
+                    given.sent_to = NOBODY
+                    await self._give(member, number, given)
+
+    async def _again(self, member: Member, why: str) -> None:
         """Start a dead shard again; what it had is given out once it says hello."""
         await self._starter.end(member.number)
-        member.deaths += 1
-        member.incarnation += 1
-        member.is_there, member.heard = False, time.monotonic() + START_S
+        member.begin_again(time.monotonic() + START_S)
         self._count("shard_deaths")
         self._notice(
             f"shard {member.number} is dead ({why}): it is started again, and goes on with "
@@ -266,3 +261,13 @@ class ShardedRollouts:
         task = asyncio.ensure_future(call)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _heard_by(entry: Entry, append: Append) -> Append:
+    """Records are appended, and heard of."""
+
+    def heard(record: Record) -> None:
+        entry.heard(record.header["kind"])
+        append(record)
+
+    return heard

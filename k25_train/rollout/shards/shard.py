@@ -17,6 +17,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from k25_train.errors import K25Error
 from k25_train.rollout.engines.base import EngineError, Generated, Request
 from k25_train.rollout.records import Record
@@ -120,6 +122,9 @@ class Shard:
                 self._rollouts = await build(self, header["arguments"])
             case "work":
                 number, work = header["number"], work_of(message)
+                if number in self._running:
+                    # It was thought to be lost.
+                    return
                 task = asyncio.create_task(self._work(number, work))
                 self._running[number] = task
                 task.add_done_callback(lambda _: self._running.pop(number, None))
@@ -161,7 +166,8 @@ class Shard:
     async def _live(self) -> None:
         """Give signs of life until none is heard."""
         while time.monotonic() - self._heard < LOST_S:
-            await self._link.send(Record({"kind": "alive", "running": len(self._running), **self.figures()}))
+            numbers = np.array(list(self._running), np.int32)
+            await self._link.send(Record({"kind": "alive", **self.figures()}, {"numbers": numbers}))
             await asyncio.sleep(ALIVE_S)
 
     def figures(self) -> dict[str, Any]:

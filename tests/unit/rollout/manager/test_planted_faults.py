@@ -1,6 +1,6 @@
 """Five planted faults: the log names task, phase and cause of each by the time that a rollout may be silent.
 
-`python -m tests.bench.planted_faults` has the same ones with real seconds.
+`python -m the rules of each` has the same ones with real seconds.
 """
 
 import asyncio

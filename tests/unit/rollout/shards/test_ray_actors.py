@@ -179,7 +179,9 @@ async def _disturbed(ray: Any) -> None:
     link, pool = FirstRankLink("tcp://127.0.0.1"), EnginePool.of([ScriptedEngine()], 5.0)
     begin = Record({"kind": "begin", "build": BUILD, "arguments": {"turns": 5, "pause_s": 0.1}})
     starter, told, kinds = RayStarter(ray, link.address, link.key), list[str](), dict[int, list[str]]()
-    rollouts = ShardedRollouts(link, starter, 2, begin, pool, count=lambda _: None, notice=told.append)
+    rollouts = ShardedRollouts(
+        link, starter, 2, begin, pool, count=lambda _: None, notice=told.append, stuck_s=2.0
+    )
     await pool.update([], 0)
     await rollouts.start()
 

@@ -44,7 +44,7 @@ class Shards:
         begin = Record({"kind": "begin", "build": BUILD, "arguments": {"turns": TURNS, "pause_s": pause_s}})
         self.rollouts = ShardedRollouts(
             self.link, self.starter, 2, begin, self.pool,
-            count=lambda kind: self.counts.update([kind]), notice=self.notices.append,
+            count=lambda kind: self.counts.update([kind]), notice=self.notices.append, stuck_s=2.0,
         )  # fmt: skip
         self.records: dict[int, list[str]] = {}
 
@@ -132,6 +132,26 @@ def test_work_that_kills_every_shard_ends_the_run(tmp_path: Path, monkeypatch: p
             await shards.respond(0, "deadly")
 
     run(tmp_path, use)
+
+
+def test_work_that_no_shard_has_is_named_and_given_out_again(tmp_path: Path) -> None:
+    async def use(shards: Shards) -> Response:
+        send, dropped = shards.link.send, list[bytes]()
+
+        async def lossy(peer: bytes, message: Record) -> None:
+            if message.header["kind"] == "work" and not dropped:
+                dropped.append(peer)
+            else:
+                await send(peer, message)
+
+        shards.link.send = lossy  # type: ignore[method-assign]
+        response = await shards.respond(3)
+        assert dropped and shards.counts["lost"] == 1
+        (notice,) = [each for each in shards.notices if "lost" in each]
+        assert notice.startswith("t#0: lost: group 3 waits for it") and "behind phase given" in notice
+        return response
+
+    assert run(tmp_path, use).num_turns == TURNS
 
 
 def first_rank(folder: Path) -> None:

@@ -1,0 +1,74 @@
+"""Shards as the first rank knows them: which work each has, and when it was heard of."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from k25_train.rollout.work import Append, Work
+
+NOBODY = -1
+"""In the place of an incarnation."""
+
+
+@dataclass(slots=True)
+class Given:
+    """Work that a shard is to do."""
+
+    work: Work
+    append: Append
+    done: "asyncio.Future[None]"
+    sent_to: int = NOBODY
+    """Incarnation of the shard that has it."""
+
+    @property
+    def name(self) -> str:
+        """What the response is called."""
+        return f"{self.work.task.key}#{self.work.sample}"
+
+
+@dataclass(slots=True)
+class Member:
+    """One shard."""
+
+    number: int
+    """Which."""
+    incarnation: int = 0
+    """Times that it was started again."""
+    given: dict[int, Given] = field(default_factory=dict)
+    """Number -> work that it is to do."""
+    has: frozenset[int] = frozenset()
+    """Numbers of the work that it said to have with its latest sign of life."""
+    heard: float = 0.0
+    """When the latest sign of life came."""
+    is_there: bool = False
+    """Whether it has said hello, and was told what it is built from."""
+    deaths: int = 0
+    """Deaths in a row, without a response between them."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """What its latest sign of life said."""
+
+    @property
+    def name(self) -> bytes:
+        """By which it is connected."""
+        return f"shard {self.number}.{self.incarnation}".encode()
+
+    def begin_again(self, heard: float) -> None:
+        """Another incarnation is started."""
+        self.deaths += 1
+        self.incarnation += 1
+        self.is_there, self.heard, self.has, self.figures = False, heard, frozenset(), {}
+
+    def tells(self, figures: Mapping[str, Any], count: Callable[[str], None]) -> None:
+        """Take a sign of life in: what has happened in it since the one before counts."""
+        before = self.figures.get("counts", {})
+        for kind, number in figures.get("counts", {}).items():
+            for _ in range(number - before.get(kind, 0)):
+                count(kind)
+        self.figures = figures
+
+    def known(self) -> Iterator[str]:
+        """Names of the work that is not lost: it has it, or was not sent it yet."""
+        for number, given in self.given.items():
+            if number in self.has or given.sent_to != self.incarnation or not self.is_there:
+                yield given.name
