@@ -27,6 +27,7 @@ from pathlib import Path
 from k25_train.environments.sandboxes import cgroups, owners
 from k25_train.environments.sandboxes.base import SandboxError, SandboxLimits, SandboxSpec
 from k25_train.environments.sandboxes.command_line import View, bubblewrap, in_memory, kill, session_launcher
+from k25_train.environments.sandboxes.folders import check_folders
 from k25_train.environments.sandboxes.link import BrokenLineError, connect
 from k25_train.environments.sandboxes.relays import Relay
 from k25_train.environments.sandboxes.room import Room
@@ -211,27 +212,6 @@ def _label_of(process: Path) -> str:
         return ""
     found = (line for line in lines if line.startswith(f"{LABEL}=".encode()))
     return next(found, b"").decode(errors="replace").removeprefix(f"{LABEL}=")
-
-
-def check_folders(spec: SandboxSpec, secret: Sequence[Path]) -> None:
-    """Raises SandboxError for folders that no sandbox may see.
-
-    Args:
-        spec: with its folders.
-        secret: folders of which it sees nothing, neither within them nor around them.
-    """
-    for within, folder in spec.folders.items():
-        real = folder.resolve()
-        if not os.path.isabs(within) or not real.is_dir():
-            raise SandboxError(f"sandbox {spec.name} cannot show {folder} as {within}: no folder, or no path")
-        for other in (*secret, Path.home(), *map(Path, ("/proc", "/sys", "/dev", "/run", "/etc", "/root"))):
-            other = other.resolve()
-            is_home_itself = real.is_relative_to(other) and other == Path.home().resolve()
-            if other.is_relative_to(real) or (real.is_relative_to(other) and not is_home_itself):
-                raise SandboxError(
-                    f"sandbox {spec.name} may not show {folder}: it has {other}, or is in it. Copy what it "
-                    "needs to a folder of its own."
-                )
 
 
 def open_bubblewrap(

@@ -1,10 +1,21 @@
 """Opens the kind of sandboxes that a configuration names."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from k25_train.environments.sandboxes.apptainer import open_instances
 from k25_train.environments.sandboxes.base import Sandboxes, SandboxLimits
 from k25_train.environments.sandboxes.bubblewrap import open_bubblewrap
+from k25_train.environments.sandboxes.container import open_containers
+from k25_train.environments.sandboxes.kubernetes import open_pods
+from k25_train.environments.sandboxes.owners import this_process
+from k25_train.environments.sandboxes.remote import Driver, RemoteSandboxes
+
+_DRIVERS: dict[str, Callable[[str], Driver]] = {
+    "container": open_containers,
+    "kubernetes": open_pods,
+    "apptainer": open_instances,
+}
 
 
 def open_sandboxes(
@@ -30,4 +41,5 @@ def open_sandboxes(
     """
     if kind == "bubblewrap":
         return open_bubblewrap(limits, run=run, most=most, secret=secret)
-    raise ValueError(kind)
+    driver = _DRIVERS[kind](image)
+    return RemoteSandboxes(driver, limits, owner=this_process(run), most=most, secret=secret)
