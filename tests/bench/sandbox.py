@@ -1,8 +1,8 @@
 """How fast sandboxes start, what killed owners leave, and whether limits hold.
 
 `python -m tests.bench.sandbox`: starts 400 sandboxes, eight at a time, each with one command; kills 200
-controllers that have one open; and lets hostile programs run, each of which has to be contained. Two minutes on
-two quiet cores. Ends with 1 where a bar is missed.
+controllers that have one open; and lets hostile programs run, each of which has to be contained. Two minutes
+on two quiet cores. Ends with 1 where a bar is missed.
 """
 
 import asyncio

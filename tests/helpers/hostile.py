@@ -50,7 +50,7 @@ for _ in range(1000):
     "busy loops on every processor": Hostile(
         code="import os\nfor _ in range(6): os.fork()\nwhile True: pass",
         endings=(Ending.OUT_OF_TIME,),
-        counted="processors",
+        counted="out of time",
         timeout_s=1.0,
     ),
     "memory hog": Hostile(
