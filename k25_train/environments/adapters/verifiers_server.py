@@ -16,6 +16,7 @@ from k25_train.environments.environment import EnvironmentFaultError
 from k25_train.errors import ConfigError
 
 SCRIPT = Path(__file__).with_name("verifiers_process.py")
+"""To be run with `-P`: next to it lies a `verifiers.py` of ours."""
 LIST_S = 300.0
 """Seconds in which tasks are listed: tasksets may download. Our choice."""
 START_S = 180.0
@@ -38,7 +39,7 @@ class Server:
 
 def list_tasks(setup: Mapping[str, Any], limit: int) -> list[Mapping[str, Any]]:
     """Tasks of a taskset: `key` and `data` (verifiers' dumped `TaskData`). Raises ConfigError."""
-    command = [setup["python"], str(SCRIPT), "tasks", json.dumps(setup["config"]), str(limit)]
+    command = [setup["python"], "-P", str(SCRIPT), "tasks", json.dumps(setup["config"]), str(limit)]
     name = f"verifiers taskset {setup['config']['taskset']['id']}"
     try:
         done = subprocess.run(
@@ -95,7 +96,7 @@ def _lives(starting: "asyncio.Task[Server]") -> bool:
 
 
 async def _started(setup: Mapping[str, Any]) -> Server:
-    words = [setup["python"], str(SCRIPT), "serve", json.dumps(setup["config"])]
+    words = [setup["python"], "-P", str(SCRIPT), "serve", json.dumps(setup["config"])]
     name = f"verifiers server of {setup['config']['taskset']['id']}"
     try:
         process = await asyncio.create_subprocess_exec(

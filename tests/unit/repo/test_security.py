@@ -17,6 +17,7 @@ ALLOWED = {
     ("k25_train/environments/sandboxes/session.py", "marshal.dumps"): "writes, reads nothing",
     ("k25_train/environments/sandboxes/session_init.py", "marshal.loads"): "reads orders, in a sandbox",
     ("k25_train/environments/adapters/verifiers_process.py", "importlib.import_module"): _OWN_NAME,
+    ("k25_train/environments/__main__.py", "importlib.import_module"): _OWN_NAME,
     ("k25_train/export/live.py", "torch.distributed.gather_object"): _OWN_RANKS,
     ("k25_train/startup/packages.py", "importlib.import_module"): _OWN_NAME,
     ("k25_train/rollout/shards/shard.py", "importlib.import_module"): "named by the process that started it",
