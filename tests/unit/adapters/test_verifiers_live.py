@@ -127,7 +127,7 @@ def test_a_server_that_died_is_started_again(options: dict[str, str]) -> None:
 def test_what_is_wrong_with_a_taskset_is_told(options: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"(?s)taskset nothing.*cannot be listed.*->"):
         VerifiersTasks({**options, "taskset": "nothing"}).task(Split.TRAIN, 0)
-    with pytest.raises(ConfigError, match=r"(?s)30,000.*lower num_tasks"):
+    with pytest.raises(ConfigError, match=r"(?s)29,999.*lower num_tasks"):
         VerifiersTasks(options).check_sizes(30_000, 0)
     broken = VerifiersTasks({**options, "config": '{"agent": {"harness": {"id": "nothing"}}}'})
     setup = {**VerifiersTasks(options).task(Split.TRAIN, 0).setup, "config": broken._setup["config"]}
