@@ -2,10 +2,10 @@
 
 from html.parser import HTMLParser
 
-_HIDDEN = ("script", "style", "template", "noscript", "head")
+_HIDDEN = ("script", "style", "template", "noscript", "head", "title")
 _BLOCKS = (
     "p", "div", "li", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "table", "ul", "ol", "section", "article",
-    "header", "footer", "pre", "blockquote", "form", "br", "title",
+    "header", "footer", "pre", "blockquote", "form", "br",
 )  # fmt: skip
 
 
