@@ -149,28 +149,23 @@ def bubblewrap(view: View) -> list[str]:
     # 3. What it is given, and what is taken away of that.
     for name, given in view.folders.items():
         options += ["--ro-bind", str(given), name]
-    for hidden in hidden_folders({**view.folders, **{str(each): each for each in shown}}):
+    seen = {**view.folders, **{str(each): each for each in shown}}
+    for hidden in _hidden_folders(tuple(seen.items())):
         options += ["--size", "4096", "--tmpfs", hidden, "--remount-ro", hidden]
     for name, descriptor in view.contents.items():
         options += ["--ro-bind-data", str(descriptor), name]
     return [*options, "--remount-ro", "/", "--chdir", WORK]
 
 
-def hidden_folders(shown: Mapping[str, Path]) -> list[str]:
-    """Where our packages would be seen within.
-
-    Args:
-        shown: absolute path within -> folder of this machine.
-    """
+@functools.lru_cache(maxsize=64)
+def _hidden_folders(seen: tuple[tuple[str, Path], ...]) -> list[str]:
+    """Where our packages would be seen within: absolute path within, and folder of this machine, of each."""
     found = set()
     for place in _import_places():
-        for within, folder in shown.items():
+        for within, folder in seen:
             if place.is_relative_to(folder):
-                found |= {
-                    str(Path(within) / place.relative_to(folder) / name)
-                    for name in OURS
-                    if (place / name).is_dir()
-                }
+                here = Path(within) / place.relative_to(folder)
+                found |= {str(here / name) for name in OURS if (place / name).is_dir()}
     return sorted(found)
 
 
