@@ -1,7 +1,4 @@
-"""Five planted faults: the log names task, phase and cause of each by the time that a rollout may be silent.
-
-`python -m the rules of each` has the same ones with real seconds.
-"""
+"""Five planted faults: the log names task, phase and cause of each by the time that a rollout may be silent."""
 
 import asyncio
 import errno
