@@ -11,9 +11,10 @@ from k25_train.rl.shard import begin_message
 from k25_train.rl.workplace import Workplace, rollouts_at
 from k25_train.rollout.engines.pool import EnginePool
 from k25_train.rollout.shards.link import FirstRankLink, local_address
+from k25_train.rollout.shards.members import Starter
 from k25_train.rollout.shards.processes import ProcessStarter
 from k25_train.rollout.shards.ray_actors import RayStarter, connected
-from k25_train.rollout.shards.rollouts import ShardedRollouts, Starter
+from k25_train.rollout.shards.rollouts import ShardedRollouts
 from k25_train.rollout.work import Rollouts
 
 

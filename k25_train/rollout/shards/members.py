@@ -3,12 +3,25 @@
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from k25_train.rollout.work import Append, Work
 
 NOBODY = -1
 """In the place of an incarnation."""
+
+
+class Starter(Protocol):
+    """Starts and ends shards; `processes.py` and `ray_actors.py` have one each."""
+
+    async def start(self, shard: int, incarnation: int, name: str) -> None:
+        """Start a shard that connects under this name."""
+
+    def is_dead(self, shard: int) -> str:
+        """Why it is; empty if it lives as far as one knows."""
+
+    async def end(self, shard: int) -> None:
+        """End it at once. Twice is as once."""
 
 
 @dataclass(slots=True)

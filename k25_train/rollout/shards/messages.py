@@ -1,7 +1,7 @@
 """What passes between the first rank and its shards, as records (`records.py`): JSON and arrays, nothing that
 could run.
 
-    first rank ──► begin   what the shard is built from            hello     incarnation            ◄── shard
+    first rank ──► begin   what the shard is built from            hello, built                     ◄── shard
                    work    a response to go on with                record    of a response, in order
                    generated, refused                              generate  a request for an engine
                    version of the engines' weights                 done, failed

@@ -10,7 +10,6 @@ A response stays with its shard, which may keep its environment open between two
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from k25_train.errors import RolloutError
 from k25_train.rollout.asking import Generates
@@ -19,7 +18,7 @@ from k25_train.rollout.manager.roll_call import Entry, RollCall
 from k25_train.rollout.manager.snapshot import Snapshot, together
 from k25_train.rollout.records import Record
 from k25_train.rollout.shards.link import Link
-from k25_train.rollout.shards.members import NOBODY, Given, Member
+from k25_train.rollout.shards.members import NOBODY, Given, Member, Starter
 from k25_train.rollout.shards.messages import (
     generated_message,
     record_of,
@@ -32,22 +31,9 @@ from k25_train.rollout.work import Append, Work
 SILENT_S = 15.0
 """Time without a sign of life after which a shard counts as dead. Our choice."""
 START_S = 120.0
-"""Time that a shard gets until its first one. Our choice."""
+"""Time that a shard gets until its first one, and as much until it is built. Our choice."""
 MOST_DEATHS = 20
 """Deaths in a row, without a response between them, after which a run ends. Our choice."""
-
-
-class Starter(Protocol):
-    """Starts and ends shards; `processes.py` and `ray_actors.py` have one each."""
-
-    async def start(self, shard: int, incarnation: int, name: str) -> None:
-        """Start a shard that connects under this name."""
-
-    def is_dead(self, shard: int) -> str:
-        """Why it is; empty if it lives as far as one knows."""
-
-    async def end(self, shard: int) -> None:
-        """End it at once. Twice is as once."""
 
 
 class ShardedRollouts:
@@ -157,10 +143,13 @@ class ShardedRollouts:
 
     async def _take(self, member: Member, message: Record) -> None:
         header = message.header
-        member.heard = time.monotonic()
+        # While it is built, imports may hold its event loop up for long.
+        is_built = header["kind"] == "built"
+        member.heard = time.monotonic() if is_built else max(member.heard, time.monotonic())
         given = member.given.get(header.get("number", -1))
         match header["kind"]:
             case "hello":
+                member.heard = time.monotonic() + START_S
                 # Its queue may be full: others are heard meanwhile.
                 self._spawn(self._welcome(member))
             case "alive":

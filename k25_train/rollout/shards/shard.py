@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import importlib
+import math
 import os
 import signal
 import sys
@@ -118,8 +119,12 @@ class Shard:
         match header["kind"]:
             case "begin":
                 module, _, function = header["build"].partition(":")
-                build = getattr(importlib.import_module(module), function)
-                self._rollouts = await build(self, header["arguments"])
+                # However long that takes: the first rank's signs are not looked at meanwhile.
+                self._heard = math.inf
+                found = await asyncio.to_thread(importlib.import_module, module)
+                self._rollouts = await getattr(found, function)(self, header["arguments"])
+                self._heard = time.monotonic()
+                await self._link.send(Record({"kind": "built"}))
             case "work":
                 number, work = header["number"], work_of(message)
                 if number in self._running:
