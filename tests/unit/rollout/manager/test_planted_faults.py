@@ -1,4 +1,4 @@
-"""Five planted faults: the log names task, phase and cause of each by the time that a rollout may be silent."""
+"""Five planted faults: the log names task, phase and cause of each within the time a rollout may be silent."""
 
 import asyncio
 import errno
