@@ -1,4 +1,4 @@
-"""Five planted faults: the log names task, phase and cause of each within the time a rollout may be silent."""
+"""Five planted faults: the log names task, phase and cause of each within the time of silence."""
 
 import asyncio
 import errno
