@@ -32,9 +32,9 @@ from k25_train.rollout.engines.base import (
 )
 from k25_train.rollout.engines.busy_clock import busy_share
 from k25_train.rollout.engines.member import Member
+from k25_train.rollout.engines.reasons import AND_THEN, left_none, why
+from k25_train.rollout.engines.routing import Routes, chosen
 
-AND_THEN = "; then "
-"""Between why an engine was fenced, and why it still is."""
 Weights = Path | Sequence[NamedTensor]
 """A folder of safetensors, or tensors that several engines may read."""
 
@@ -53,6 +53,8 @@ class EnginePool:
     """What `version` was made from, for engines that come back."""
     follows: bool = False
     """Whether somebody else gives the engines their weights, and says so (`follow`)."""
+    routes: Routes = field(default_factory=Routes)
+    """Which engine has whose cache."""
     told: list[str] = field(default_factory=list)
     """What has happened to engines and was not taken yet (`take_events`)."""
 
@@ -72,12 +74,13 @@ class EnginePool:
         return len(self.serving)
 
     async def generate(self, request: Request) -> Generated:
-        """Generate on the engine with the fewest requests, of those that failed least of late.
+        """Generate where the response's earlier turns were, or with the fewest requests (`routing.py`).
 
         Raises `EngineError` as it does, if there is none, and for one that was fenced off meanwhile. One that
         is lost (`EngineLostError`) is fenced off.
         """
-        member = min(self._some(), key=lambda each: (each.failures, each.running))
+        self._some()
+        member = chosen(self.routes, request.key, self.members)
         member.running += 1
         before, fences = self.version, member.fences
         try:
@@ -92,8 +95,8 @@ class EnginePool:
             member.running -= 1
         if member.fences != fences:
             # Since it was asked: whatever label its tokens have, nobody knows its weights.
-            why = member.why_fenced or "it has been rebuilt since"
-            raise EngineError(f"{member.engine.name}: fenced off while it generated: {why}")
+            cause = member.why_fenced or "it has been rebuilt since"
+            raise EngineError(f"{member.engine.name}: fenced off while it generated: {cause}")
         # Who gives them may be a little ahead of who says so.
         newest = (
             max(self.version, *(span.version for span in generated.spans)) if self.follows else self.version
@@ -101,9 +104,9 @@ class EnginePool:
         others = [span.version for span in generated.spans if not before <= span.version <= newest]
         if others:
             # Its label, or its weights: neither can be trained on, and the next answer would be no better.
-            why = f"it generates with version {others[0]} where {before} is due"
-            self.fence(member.engine.name, why)
-            raise EngineError(f"{member.engine.name}: {why}")
+            cause = f"it generates with version {others[0]} where {before} is due"
+            self.fence(member.engine.name, cause)
+            raise EngineError(f"{member.engine.name}: {cause}")
         member.failures = 0
         return generated
 
@@ -158,7 +161,7 @@ class EnginePool:
         for member in self.members:
             if not member.why_fenced:
                 continue
-            engine, why = member.engine, member.why_fenced
+            engine, cause = member.engine, member.why_fenced
             try:
                 async with asyncio.timeout(self.timeout_s):
                     await engine.stage(weights, version)
@@ -166,11 +169,11 @@ class EnginePool:
                     await engine.commit(version)
                     await engine.resume()
             except (EngineError, TimeoutError) as error:
-                first, _, _ = why.partition(AND_THEN)
-                member.why_fenced = f"{first}{AND_THEN}{_why(error, self.timeout_s)}"
+                first, _, _ = cause.partition(AND_THEN)
+                member.why_fenced = f"{first}{AND_THEN}{why(error, self.timeout_s)}"
             else:
                 member.why_fenced, member.failures = "", 0
-                self.told.append(f"{engine.name} serves version {version} again; it was fenced off: {why}")
+                self.told.append(f"{engine.name} serves version {version} again; it was fenced off: {cause}")
 
     async def probe(self, sequences: Sequence[ProbeSequence]) -> dict[str, list[np.ndarray]]:
         """Name of each serving engine -> log-probabilities of the sequences (`Engine.probe`)."""
@@ -182,11 +185,11 @@ class EnginePool:
         await self._on_all("probe", ask)
         return found
 
-    def fence(self, name: str, why: str) -> None:
+    def fence(self, name: str, cause: str) -> None:
         """Give an engine no more requests. Raises `EngineError` if it was the last one."""
         for member in self.members:
             if member.engine.name == name and not member.why_fenced:
-                self.told.append(member.fence(why))
+                self.told.append(member.fence(cause))
         self._some()
 
     async def states(self) -> dict[str, EngineState]:
@@ -234,7 +237,7 @@ class EnginePool:
                     await call(member.engine)
             except (EngineError, TimeoutError) as error:
                 if not member.why_fenced:
-                    self.told.append(member.fence(f"{what} failed: {_why(error, self.timeout_s)}"))
+                    self.told.append(member.fence(f"{what} failed: {why(error, self.timeout_s)}"))
 
         await asyncio.gather(*(one(member) for member in self.serving))
         self._some()
@@ -242,14 +245,4 @@ class EnginePool:
     def _some(self) -> list[Member]:
         if serving := self.serving:
             return serving
-        reasons = "; ".join(f"{member.engine.name}: {member.why_fenced}" for member in self.members)
-        raise EngineError(
-            f"no engine is left to generate: {reasons or 'there are none'}. Start them again, and then the "
-            "run: it goes on where it was"
-        )
-
-
-def _why(error: Exception, timeout_s: float) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no answer within {timeout_s:g} s (rollout.update_timeout_s)"
-    return str(error)
+        raise EngineError(left_none(self.members))

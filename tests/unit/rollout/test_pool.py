@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,17 @@ def test_the_one_with_the_least_to_do_is_asked() -> None:
         assert all(log.count(f"{name} generate") == 3 for name in "abc")
 
     run(body)
+
+
+def test_turns_of_a_response_go_where_the_earlier_ones_are_cached() -> None:
+    async def check(pool: EnginePool, engines: list[Told], log: list[str]) -> None:
+        pool.members[0].running = pool.members[2].running = 1
+        for name in ("task 1#a", "task 1#a, turn 1", "task 2#b"):
+            await pool.generate(replace(REQUEST, key=name))
+            pool.members[1].running += 2 * (name == "task 1#a")
+        assert [each for each in log if "generate" in each] == ["b generate", "b generate", "a generate"]
+
+    run(check)
 
 
 def test_weights_that_come_by_another_way_come_while_all_are_paused() -> None:
