@@ -69,18 +69,10 @@ class EnvironmentServer:
         """
         asked, ends, wait_s = f"{method} {path}", time.monotonic() + self._patience_s, FIRST_WAIT_S
         while True:
-            reached = False
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    async with self._session.request(method, self.url + path, json=body) as answer:
-                        reached = True
-                        content = await answer.content.read(MAX_MESSAGE_BYTES + 1)
-                        while len(content) <= MAX_MESSAGE_BYTES and not answer.content.at_eof():
-                            content += await answer.content.read(MAX_MESSAGE_BYTES + 1 - len(content))
-                if len(content) > MAX_MESSAGE_BYTES:
-                    raise self.fault(asked, f"more than {MAX_MESSAGE_BYTES:,} bytes", "have it answer less")
-                if not (again and answer.status in BUSY and time.monotonic() + wait_s < ends):
-                    return answer.status, content
+                status, content = await self._once(method, path, body)
+                if not (again and status in BUSY and time.monotonic() + wait_s < ends):
+                    return status, content
             except TimeoutError as error:
                 raise self.too_late(asked) from error
             except aiohttp.ClientConnectorError as error:
@@ -88,12 +80,22 @@ class EnvironmentServer:
                 if time.monotonic() + wait_s >= ends:
                     raise self.unreachable(asked, error) from error
             except aiohttp.ClientError as error:
-                what = "its answer is cut off" if reached else "the connection broke"
-                raise self.fault(
-                    asked, f"{what} ({type(error).__name__}: {error})", "look at its log; was it restarted?"
-                ) from error
+                how = f"the connection broke, or its answer is cut off ({type(error).__name__}: {error})"
+                raise self.fault(asked, how, "look at its log; was it restarted?") from error
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    async def _once(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, bytes]:
+        async with asyncio.timeout(self._timeout_s):
+            async with self._session.request(method, self.url + path, json=body) as answer:
+                content = b""
+                while len(content) <= MAX_MESSAGE_BYTES and not answer.content.at_eof():
+                    content += await answer.content.read(MAX_MESSAGE_BYTES + 1 - len(content))
+                if len(content) > MAX_MESSAGE_BYTES:
+                    raise self.fault(
+                        f"{method} {path}", f"more than {MAX_MESSAGE_BYTES:,} bytes", "have it answer less"
+                    )
+                return answer.status, content
 
     async def open_socket(self, path: str) -> aiohttp.ClientWebSocketResponse:
         """A web socket. Raises EnvironmentFaultError."""
