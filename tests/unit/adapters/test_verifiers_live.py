@@ -19,10 +19,10 @@ from k25_train.environments.sandboxes.none import NoSandboxes
 from k25_train.errors import ConfigError
 from k25_train.rollout.gateway.agents import GatewayAgents
 from k25_train.rollout.trajectory import Ended
+from tests.helpers.acting_agents import PlainScope
 from tests.helpers.foreign_python import foreign_python
 from tests.helpers.gateway_parts import END, gateway_stage
 from tests.helpers.rollout_sections import manager_section
-from tests.unit.gateway.test_agents import PlainScope
 
 pytestmark = pytest.mark.slow
 TOYSET = """
