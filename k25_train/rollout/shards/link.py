@@ -6,7 +6,9 @@
 Queues are bounded: whoever sends more than the other takes waits.
 """
 
+import asyncio
 import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +19,8 @@ from k25_train.rollout.records import Record, records_in
 
 QUEUED = 10_000
 """Messages that wait for one peer. Our choice."""
+FULL_S = 0.01
+"""Between two looks at a queue that is full. Our choice."""
 
 
 class Link(Protocol):
@@ -42,6 +46,7 @@ class FirstRankLink:
             folder: of the address alone, removed with it.
         """
         self._folder = folder
+        self._sending: defaultdict[bytes, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
         self._socket.set_hwm(QUEUED)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -63,11 +68,23 @@ class FirstRankLink:
 
     async def send(self, peer: bytes, message: Record) -> None:
         """See `Link`."""
+        data = message.to_bytes()
+        # One after another: what waits is not overtaken.
+        async with self._sending[peer]:
+            while not await self._has_sent(peer, data):
+                # A ROUTER does not wait for room: others' queues have some.
+                await asyncio.sleep(FULL_S)
+
+    async def _has_sent(self, peer: bytes, data: bytes) -> bool:
+        """Send, if the peer's queue is not full; nothing to one that is gone."""
         try:
-            await self._socket.send_multipart([peer, message.to_bytes()])
+            await self._socket.send_multipart([peer, data])
+        except zmq.Again:
+            return False
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
+        return True
 
     async def receive(self) -> tuple[bytes, Record]:
         """See `Link`. Raises ValueError for what is no message."""

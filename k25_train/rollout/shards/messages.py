@@ -31,7 +31,10 @@ Arrays = dict[str, np.ndarray]
 _TUPLES = [name for name, kind in get_type_hints(Task).items() if get_origin(kind) is tuple]
 """Fields of a task that JSON has as lists."""
 _OF_BRANCH = ("token_ids", "logprobs", "versions")
-_OF_RESPONSE = ("num_segments", "last_round", "round_tokens", "open_branch", "num_turns", "attempt")
+_OF_RESPONSE = [
+    each.name for each in dataclasses.fields(Response) if each.name not in ("branches", "ended", "verdict")
+]
+"""Its numbers, all of them: what a shard goes on from is what the first rank has."""
 
 
 def work_message(number: int, work: Work) -> Record:

@@ -10,6 +10,7 @@ A response stays with its shard, which may keep its environment open between two
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from k25_train.errors import RolloutError
 from k25_train.rollout.asking import Generates
@@ -81,8 +82,8 @@ class ShardedRollouts:
         for member in self.members:
             member.heard = time.monotonic() + START_S
             await self._starter.start(member.number, member.incarnation, member.name.decode())
-        self._spawn(self._receive_on())
-        self._spawn(self._watch_on())
+        self._spawn(self._lasting(self._receive_on()))
+        self._spawn(self._lasting(self._watch_on()))
 
     async def respond(self, work: Work, append: Append) -> None:
         """See `Rollouts`."""
@@ -118,9 +119,7 @@ class ShardedRollouts:
 
     async def close(self) -> None:
         """See `Rollouts`."""
-        for member in self.members:
-            if member.is_there:
-                await self._link.send(member.name, Record({"kind": "drain"}))
+        await asyncio.gather(*(self._tell(member, Record({"kind": "drain"})) for member in self.members))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -172,10 +171,13 @@ class ShardedRollouts:
         name = member.name
         await self._link.send(name, self._begin)
         await self._link.send(name, self._version_message())
-        if member.name == name:
-            member.is_there = True
+        if member.name != name:
+            return
+        member.is_there = True
         for number, each in list(member.given.items()):
-            await self._give(member, number, each)
+            # It may have died, or the work ended, while others were sent.
+            if member.name == name and number in member.given:
+                await self._give(member, number, each)
 
     async def _give(self, member: Member, number: int, given: Given) -> None:
         if given.sent_to != member.incarnation:
@@ -205,16 +207,28 @@ class ShardedRollouts:
 
     async def _watch_on(self) -> None:
         while True:
+            due = time.monotonic() + ALIVE_S
             await asyncio.sleep(ALIVE_S)
-            for member in self.members:
-                if member.is_there:
-                    await self._link.send(member.name, Record({"kind": "alive"}))
-                why = self._starter.is_dead(member.number)
-                if not why and time.monotonic() - member.heard > SILENT_S:
-                    why = f"no sign of life for {SILENT_S:g} s"
-                if why:
-                    await self._again(member, why)
+            # What this event loop is late is no silence of others.
+            late_s = max(time.monotonic() - due, 0.0)
+            await asyncio.gather(*(self._look_at(member, late_s) for member in self.members))
             await self._find_lost()
+
+    async def _look_at(self, member: Member, late_s: float) -> None:
+        member.heard += late_s
+        await self._tell(member, Record({"kind": "alive"}))
+        why = self._starter.is_dead(member.number)
+        if not why and time.monotonic() - member.heard > SILENT_S:
+            why = f"no sign of life for {SILENT_S:g} s"
+        if why:
+            await self._again(member, why)
+
+    async def _tell(self, member: Member, message: Record) -> None:
+        """Send what may be missed: a shard that takes nothing is not waited for."""
+        if member.is_there:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ALIVE_S):
+                    await self._link.send(member.name, message)
 
     async def _find_lost(self) -> None:
         """Give work out again that no shard has."""
@@ -236,15 +250,25 @@ class ShardedRollouts:
             f"{len(member.given):,} responses as far as the journal has them"
         )
         if member.deaths > MOST_DEATHS:
-            self._failure = RolloutError(
-                f"shard {member.number} died {member.deaths} times in a row, last: {why}. Nothing is lost: "
-                "put right what kills it, and start again"
-            )
+            what = f"shard {member.number} died {member.deaths} times in a row, last: {why}"
+            self._fail(f"{what}. Nothing is lost: put right what kills it, and start again")
+            return
+        await self._starter.start(member.number, member.incarnation, member.name.decode())
+
+    async def _lasting(self, call: Awaitable[None]) -> None:
+        """Whatever ends what has to go on ends the run: nobody would be heard, or watched, any more."""
+        try:
+            await call
+        except Exception as error:
+            self._fail(f"shards are given up: {type(error).__name__}: {error}")
+
+    def _fail(self, why: str) -> None:
+        """Have all that wait raise it, and all that come."""
+        self._failure = RolloutError(why)
+        for member in self.members:
             for given in member.given.values():
                 if not given.done.done():
                     given.done.set_exception(self._failure)
-            return
-        await self._starter.start(member.number, member.incarnation, member.name.decode())
 
     def _spawn(self, call: Awaitable[None]) -> None:
         task = asyncio.ensure_future(call)

@@ -1,6 +1,6 @@
 """What passes between the first rank and its shards arrives as it was sent."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -72,6 +72,17 @@ def test_work_that_has_ended_arrives_with_its_verdict() -> None:
     before.response.ended, before.response.verdict = Ended.TURNS, scored(0.5, {"accuracy": 0.5})
     after = work_of(sent(work_message(5, before))).response
     assert after.ended is Ended.TURNS and after.verdict == before.response.verdict
+
+
+def test_every_number_of_a_response_arrives() -> None:
+    numbers = {
+        each.name: 3 + place
+        for place, each in enumerate(fields(Response))
+        if each.name not in ("branches", "ended", "verdict")
+    }
+    before = replace(work(), response=Response(**numbers))
+    after = work_of(sent(work_message(5, before))).response
+    assert {name: getattr(after, name) for name in numbers} == numbers
 
 
 def test_a_response_may_go_on_where_it_arrived() -> None:
