@@ -25,7 +25,7 @@ from k25_train.environments.environment import (
     ToolCall,
 )
 from k25_train.environments.hack_signs import hack_signs
-from k25_train.environments.sandboxes.base import Ending, SandboxSession, SandboxSpec
+from k25_train.environments.sandboxes.base import KILL_ALL, Ending, SandboxSession, SandboxSpec
 from k25_train.environments.shown_tools import ShownTools
 from k25_train.environments.tool_setup import read_setup
 from k25_train.environments.toolsets.base import Place, ToolResult, Tools, wrong
@@ -53,8 +53,6 @@ done' sh {} +
 """
 """Leaves every repository with one commit, of what is there: a history, a stash or another branch may hold
 the answer."""
-KILL_ALL = ("/bin/sh", "-c", "kill -9 -1")
-"""Ends all but itself and the sandbox's first process, at once."""
 
 
 class ToolEnvironment:
@@ -195,8 +193,11 @@ class ToolEnvironment:
             self._left = await self._leave()
         if isinstance(self._left, str):
             return self._counted(failed(self._left), response, {})
-        response = replace(response, files=self._left)
-        return self._counted(await self._services.judging.judge(self._task, response), response, self._left)
+        if not self._task.agent:
+            # An agent has had a sandbox of its own, and left its files there.
+            response = replace(response, files=self._left)
+        verdict = await self._services.judging.judge(self._task, response)
+        return self._counted(verdict, response, response.files)
 
     def _counted(self, verdict: Verdict, response: Response, files: Mapping[str, bytes]) -> Verdict:
         """The verdict with the signs of a hack among its parts; whatever they are, the reward is the same."""

@@ -1,6 +1,7 @@
 """Agents that act instead of our loop: commands that speak to the policy through a gateway."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from k25_train.environments.base import Task
@@ -20,6 +21,10 @@ class Acted:
     """Why there are no more turns."""
     messages: tuple[Message, ...]
     """The conversation that the agent has led, for judges."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """What it has left in its sandbox: path below /work -> content."""
+    cause: str = ""
+    """Why these files cannot be judged; empty where they can."""
 
 
 class Agents(Protocol):

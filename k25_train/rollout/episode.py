@@ -9,6 +9,7 @@ did.
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from k25_train.environments.base import Task
@@ -49,6 +50,10 @@ class Episode:
     """What the policy acts in."""
     messages: list[Message] = field(default_factory=list)
     """The conversation so far, for judges."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """What an agent has left in its own sandbox."""
+    spoiled: str = ""
+    """Why that cannot be judged, so that the response has failed; empty where it can."""
     observation: Observation | None = None
     """What the policy has not answered yet; None before `reset`."""
     last_id: int = -1
@@ -156,6 +161,7 @@ class Player:
         with scope.phase("agent", task.agent[0]):
             acted = await self._agents.act(task, episode.environment, opening, session, scope)
         episode.messages = list(acted.messages)
+        episode.files, episode.spoiled = acted.files, acted.cause
         return acted.ended
 
     async def _turn(self, episode: Episode, session: Session, scope: Scope) -> FinishReason:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from k25_train.config.rollout import RolloutConfig
 from k25_train.environments import base
-from k25_train.environments.base import Status, Verdict, unscored
+from k25_train.environments.base import Status, Verdict, failed, unscored
 from k25_train.environments.environment import EnvironmentFaultError, Services
 from k25_train.environments.registry import make_environment
 from k25_train.environments.sandboxes.base import SandboxError
@@ -184,10 +184,13 @@ class LocalRollouts:
             num_tokens=len(response.token_ids),
             ended=response.ended is Ended.STOP,
             messages=tuple(episode.messages),
+            files=episode.files,
         )
 
     async def _judged(self, episode: Episode, response: base.Response) -> Verdict:
         """One try. Raises `AttemptError` for no verdict, or one that says that there is none."""
+        if episode.spoiled:
+            return failed(episode.spoiled)
         self._being_judged += 1
         # Judges have a limit of their own for each; this one, for those that do not keep to it, holds even if
         # they judge one after another.

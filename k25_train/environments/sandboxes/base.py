@@ -16,6 +16,8 @@ from k25_train.errors import K25Error
 
 WORK = "/work"
 """Folder in which an agent works, and which alone it may write to."""
+KILL_ALL = ("/bin/sh", "-c", "kill -9 -1")
+"""Ends all but itself and the sandbox's first process, at once."""
 
 
 class SandboxError(K25Error):

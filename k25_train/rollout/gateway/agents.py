@@ -6,7 +6,8 @@ Episode ─► reset ─► sandbox ── command ──► gateway (this loop)
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -19,7 +20,14 @@ from k25_train.environments.environment import (
     EnvironmentFaultError,
     Observation,
 )
-from k25_train.environments.sandboxes.base import Ending, Finished, Sandboxes, SandboxSpec
+from k25_train.environments.sandboxes.base import (
+    KILL_ALL,
+    Ending,
+    Finished,
+    Sandboxes,
+    SandboxSession,
+    SandboxSpec,
+)
 from k25_train.rollout.agents import Acted
 from k25_train.rollout.gateway.commands import MODEL, files_of, filled, folders_of, variables_of
 from k25_train.rollout.gateway.recording import recorder_of
@@ -32,8 +40,21 @@ from k25_train.rollout.session import Session
 from k25_train.rollout.trajectory import Ended
 
 LOOPBACK = ("127.0.0.1", "localhost")
+LEFT_BYTES = 64 * 2**20
+"""Most bytes of files that are handed to judges, names included: with more, a response has failed."""
+KILL_S = 10.0
+"""Seconds that it may take to end what an agent has left running. Our choice."""
 SHOWN = 2_000
 """Characters of an agent's errors that a message shows: the last ones."""
+
+
+class _Done(NamedTuple):
+    """How an agent's command ended, and what it has left."""
+
+    finished: Finished
+    files: Mapping[str, bytes]
+    cause: str
+    """Why there are no files, though it has left some."""
 
 
 class GatewayAgents:
@@ -74,15 +95,16 @@ class GatewayAgents:
         access = self._registry.admit(agent)
         try:
             if isinstance(environment, Driven):
-                finished = await _driven(environment, url, access, agent)
+                done = _Done(await _driven(environment, url, access, agent), {}, "")
             else:
-                finished = await self._run(task, opening, url, access, scope)
+                done = await self._run(task, opening, url, access, scope)
         finally:
             # Whatever ends it: nobody asks for this response any more.
             await self._registry.close(access)
             for kind, number in agent.counts.items():
                 for _ in range(number):
                     self._count(f"gateway/{kind}")
+        finished = done.finished
         if agent.fault is not None:
             raise agent.fault
         if not agent.counts["turns"]:
@@ -92,7 +114,12 @@ class GatewayAgents:
                 f"({finished.ending}): {errors or 'it printed nothing'}"
             )
         self._count(f"agent/status_{finished.status}")
-        return Acted(ended=_why(finished, agent), messages=agent.conversation)
+        return Acted(
+            ended=_why(finished, agent),
+            messages=agent.conversation,
+            files=done.files,
+            cause=done.cause,
+        )
 
     async def close(self) -> None:
         """End the gateway, and all sessions. Twice is as once."""
@@ -110,9 +137,7 @@ class GatewayAgents:
                 self._runner, self._url = await run_gateway(self._registry, host, ports)
             return self._url
 
-    async def _run(
-        self, task: Task, opening: Observation, url: str, access: Access, scope: Scope
-    ) -> Finished:
+    async def _run(self, task: Task, opening: Observation, url: str, access: Access, scope: Scope) -> _Done:
         is_local = self._manager.gateway_host in LOOPBACK
         spec = SandboxSpec(
             name=task.key,
@@ -124,13 +149,24 @@ class GatewayAgents:
         )
         box = await self._sandboxes.open(spec)
         try:
-            return await box.run(
+            finished = await box.run(
                 filled(task.agent, opening),
                 timeout_s=self._manager.rollout_timeout_s,
                 variables=variables_of(url, access),
             )
+            return _Done(finished, *await _left(box))
         finally:
             await scope.teardown(box.close(), f"sandbox of agent {task.agent[0]}")
+
+
+async def _left(box: SandboxSession) -> tuple[Mapping[str, bytes], str]:
+    """What is in a sandbox, and why not. Raises `SandboxError` as it does."""
+    # What still runs could change files while they are read.
+    await box.run(KILL_ALL, timeout_s=KILL_S)
+    try:
+        return await box.snapshot(LEFT_BYTES), ""
+    except ValueError as error:
+        return {}, f"too much left: {error}"
 
 
 async def _driven(environment: Driven, url: str, access: Access, agent: AgentSession) -> Finished:

@@ -7,6 +7,7 @@ import pytest
 
 from k25_train.environments.environment import EnvironmentFaultError
 from k25_train.errors import RolloutError
+from k25_train.rollout.gateway import agents
 from k25_train.rollout.gateway.commands import filled, folders_of
 from k25_train.rollout.trajectory import Ended
 from tests.helpers.acting_agents import OPENING, act, needs_bubblewrap
@@ -27,6 +28,17 @@ while True:
     messages.append({"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": told})
 """
 
+LEAVING = """
+import os, subprocess, urllib.request
+url, key = os.environ["OPENAI_BASE_URL"] + "/chat/completions", os.environ["OPENAI_API_KEY"]
+body = b'{"messages": [{"role": "user", "content": "Hello"}]}'
+urllib.request.urlopen(urllib.request.Request(url, body, {"authorization": "Bearer " + key})).read()
+os.makedirs("a")
+open("a/made", "wb").write(bytes([7, 255]))
+os.symlink("/task/prompt.txt", "link")
+subprocess.Popen(["sh", "-c", "while :; do echo x >> late; sleep 0.01; done"])
+"""
+
 
 def says(prompt: str) -> str:
     """A command first, then what it printed."""
@@ -44,6 +56,18 @@ def test_an_agent_acts_through_the_gateway(tmp_path: Path) -> None:
     assert len(trial.response.branches) == 1
     assert trial.response.num_turns == 2
     assert {"gateway/turns", "gateway/ignored/temperature", "agent/status_0"} <= set(stage.counts)
+
+
+@needs_bubblewrap
+def test_what_an_agent_leaves_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Something that it left running writes on, unless it is ended first.
+    command = ("python3", "-c", LEAVING)
+    acted, _, _ = act(tmp_path, command, says)
+    assert acted.files["a/made"] == bytes([7, 255]) and acted.cause == ""
+    assert set(acted.files) <= {"a/made", "late"}, "no link"
+    monkeypatch.setattr(agents, "LEFT_BYTES", 3)
+    acted, _, _ = act(tmp_path, command, says)
+    assert acted.files == {} and acted.cause.startswith("too much left: ")
 
 
 @needs_bubblewrap

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from k25_train.environments.base import Response, Verdict, failed, scored
 from k25_train.environments.environment import EnvironmentFaultError, Observation
 from k25_train.environments.sandboxes.base import SandboxError
 from k25_train.errors import RolloutError
@@ -16,6 +17,7 @@ from k25_train.rollout.response_records import ENDED, JUDGED, OBSERVED, RESTARTE
 from k25_train.rollout.trajectory import Ended
 from k25_train.rollout.turns import ROOT, Observed, Place
 from k25_train.rollout.work import Round
+from tests.helpers import played
 from tests.helpers.played import KilledError, Play, counted_task, told_of
 
 TURNS = 4
@@ -173,6 +175,34 @@ class Agent:
 
     async def close(self) -> None:
         """Nothing to end."""
+
+
+class Leaving(Agent):
+    """Leaves what it is told to."""
+
+    def __init__(self, left: dict[str, bytes], cause: str = "") -> None:
+        super().__init__()
+        self.left, self.cause = left, cause
+
+    async def act(self, *arguments: Any) -> Acted:
+        acted = await super().act(*arguments)
+        return replace(acted, files=self.left, cause=self.cause)
+
+
+def test_what_an_agent_leaves_reaches_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    async def judge(_: Any, response: Response) -> Verdict:
+        seen.append(response.files)
+        return scored(1.0, {})
+
+    monkeypatch.setattr(played.Counted, "judge", judge)
+    task = replace(counted_task(0), agent=("mini",))
+    assert Play(task, agents=Leaving({"made": b"7"})).process().verdict == scored(1.0, {})
+    assert seen == [{"made": b"7"}]
+    # What is too large to be judged is the agent's doing, and no fault of a judge.
+    verdict = Play(task, agents=Leaving({}, "too much left: 1 GB")).process().verdict
+    assert verdict == failed("too much left: 1 GB") and len(seen) == 1
 
 
 def test_an_agent_acts_in_branches_and_is_not_cut() -> None:
