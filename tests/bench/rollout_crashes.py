@@ -156,19 +156,26 @@ def shards_of(job: int) -> list[int]:
 def violations(trial: Trial) -> list[str]:
     """What is wrong with what a job has left."""
     num_tasks, problems = trial.num_steps * trial.per_step, list[str]()
-    # 1. One end of the attempt that counts and one verdict, and no segment twice.
+    # 1. One verdict, one end of each attempt that has one, the last one's among them, and no segment twice.
+    # An attempt that was killed between its end and its verdict may start over: its environment is gone.
     seen: Counter[tuple[Any, ...]] = Counter()
+    attempts: Counter[int] = Counter()
     for path in journal_files(trial.folder / "journal"):
         for record, _ in records_in(path.read_bytes()):
             header = record.header
-            kind = header["kind"]
-            if kind in ("ended", "judged", "admitted"):
-                seen[kind, header["group"]] += 1
-            if kind == "segment":
-                seen[kind, header["group"], header["segment"]] += 1
+            match header["kind"]:
+                case "judged" | "admitted" as kind:
+                    seen[kind, header["group"]] += 1
+                case "ended":
+                    seen["ended", header["group"], header["attempt"]] += 1
+                case "segment":
+                    seen["segment", header["group"], header["segment"]] += 1
+                case "restarted":
+                    attempts[header["group"]] = header["attempt"]
     problems += [f"{key} is in the journal {count} times" for key, count in seen.items() if count != 1]
-    for kind in ("admitted", "ended", "judged"):
+    for kind in ("admitted", "judged"):
         problems += [f"task {n} has no record {kind}" for n in range(num_tasks) if not seen[kind, n]]
+    problems += [f"task {n} has no end" for n in range(num_tasks) if not seen["ended", n, attempts[n]]]
 
     # 2. Every task in one step, and as the engines drew it.
     trained: Counter[int] = Counter()

@@ -12,7 +12,7 @@ from k25_train.environments.base import scored
 from k25_train.rollout.journal import Journal
 from k25_train.rollout.journal_state import admitted, consumed
 from k25_train.rollout.records import Record
-from k25_train.rollout.response_records import ended, judged
+from k25_train.rollout.response_records import ended, judged, restarted
 from k25_train.rollout.trajectory import Ended, Group, Response
 from tests.bench.rollout_crashes import Trial, ks_p_value, main, violations, wrong_with
 from tests.helpers.rollout_crash_job import crc_of, seed_of, step_file
@@ -55,8 +55,11 @@ def left(folder: Path, records: list[Record], consumes: int = 1) -> list[str]:
 def test_ends_that_are_missing_or_come_twice_are_seen(tmp_path: Path) -> None:
     end, verdict = ended(0, 0, Response(), Ended.STOP), judged(0, 0, scored(1.0, {}))
     assert left(tmp_path / "a", [end, verdict]) == []
-    assert left(tmp_path / "b", [verdict]) == ["task 0 has no record ended"]
-    assert left(tmp_path / "c", [end, verdict, end]) == ["('ended', 0) is in the journal 2 times"]
+    assert left(tmp_path / "b", [verdict]) == ["task 0 has no end"]
+    assert left(tmp_path / "c", [end, verdict, end]) == ["('ended', 0, 0) is in the journal 2 times"]
+    again = [end, restarted(0, 0, 1, "killed", has_failed=False)]
+    assert left(tmp_path / "f", [*again, verdict]) == ["task 0 has no end"]
+    assert left(tmp_path / "g", [*again, ended(0, 0, Response(attempt=1), Ended.STOP), verdict]) == []
     assert left(tmp_path / "d", [end, verdict], consumes=2) == ["task 0 was trained 2 times"]
     assert left(tmp_path / "e", [end, verdict], consumes=0) == ["task 0 was trained 0 times"]
 
