@@ -36,7 +36,9 @@ FAMILIES: dict[str, Callable[[Mapping[str, str]], Family[Any]]] = {
     Chores.name: Chores,
 }
 """Name in the configuration -> what makes it from its options."""
-ENVIRONMENTS: dict[str, MakeEnvironment] = {"one_turn": OneTurn, "tools": ToolEnvironment, **ADAPTED}
+ONE_TURN = "one_turn"
+"""The environment of tasks that are judged by the answer alone."""
+ENVIRONMENTS: dict[str, MakeEnvironment] = {ONE_TURN: OneTurn, "tools": ToolEnvironment, **ADAPTED}
 """`Task.environment` -> what makes it."""
 
 

@@ -74,6 +74,8 @@ class ToolEnvironment:
         self._opened = AsyncExitStack()
         self._session: SandboxSession | None = None
         self._shown = ShownTools((), {})
+        self._num_calls = 0
+        """Calls of tools that were made."""
         self._owners: dict[str, Tools] = {}
         """Name of a tool -> toolset that has it."""
         self._left: Mapping[str, bytes] | str | None = None
@@ -108,7 +110,12 @@ class ToolEnvironment:
                 await self._prepare(self._session, command)
 
         # 2. Tools.
-        place = Place(task=task.key, sandbox=self._session, services=self._services)
+        place = Place(
+            task=task.key,
+            sandbox=self._session,
+            services=self._services,
+            has_acted=lambda: self._num_calls > 0,
+        )
         declared: list[Tool] = []
         for name, toolset in setup.toolsets.items():
             tools = await toolset.open(place)
@@ -165,6 +172,8 @@ class ToolEnvironment:
                 return await self._owners[known.name].call(known.name, known.arguments)
         except TimeoutError:
             return wrong(f"[{call.name} took longer than {limit_s:g} s and was given up]")
+        finally:
+            self._num_calls += 1
 
     async def _told(
         self, call: ToolCall, result: ToolResult, room: int

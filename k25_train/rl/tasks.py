@@ -20,7 +20,7 @@ from k25_train.environments.base import Task
 from k25_train.environments.diversify.diversify import diversified
 from k25_train.environments.family import Family, Finite, Split, Tasks
 from k25_train.environments.instructions.instructions import instructed
-from k25_train.environments.registry import make_family, make_tasks
+from k25_train.environments.registry import ENVIRONMENTS, ONE_TURN, make_family, make_tasks
 from k25_train.errors import ConfigError, RolloutError
 from k25_train.rl.rewards.composite import with_rubrics
 
@@ -56,6 +56,13 @@ class _Source:
             raise ConfigError(
                 f"environment.tasks.{self.name}.agent: tasks of {self.config.family} act by themselves\n"
                 "  -> use agent: null"
+            )
+        if self.config.agent and task.environment in ENVIRONMENTS and task.environment != ONE_TURN:
+            raise ConfigError(
+                f"environment.tasks.{self.name}.agent: tasks of {self.config.family} are judged by what is "
+                f"done in the environment {task.environment}, where the agent's command is not: all would "
+                "earn 0\n"
+                "  -> use agent: null, or a family whose tasks are judged by the answer"
             )
         if self.config.agent:
             task = replace(task, agent=tuple(self.config.agent), needs_sandbox=True)

@@ -37,6 +37,8 @@ class Place:
     """The attempt's own; None where no toolset needs one."""
     services: Services
     """What environments may use; `services.tool_timeout_s` is the limit of one call."""
+    has_acted: Callable[[], bool] = lambda: False
+    """Whether the policy has made a call before: what does not start from then on may be its doing."""
 
     @property
     def session(self) -> SandboxSession:

@@ -69,6 +69,8 @@ class _OpenPython:
         order = {"code": arguments["code"], "seconds": limit_s}
         try:
             driver = self._driver or await self._start()
+            if driver is None:
+                return wrong("[no session can be started any more in what became of the sandbox]")
             await driver.write(json.dumps(order).encode() + b"\n")
             answer = await _message(driver, limit_s + GRACE_S)
         except TimeoutError:
@@ -83,8 +85,9 @@ class _OpenPython:
             return wrong("[the session has ended and was started again: variables are gone]")
         return _told(answer, limit_s)
 
-    async def _start(self) -> Process:
-        """A driver that is ready. Raises `SandboxError` for one that cannot be started."""
+    async def _start(self) -> Process | None:
+        """A driver that is ready; None if it cannot be started once the policy has acted, which may have
+        taken all processes, or all room. Raises `SandboxError` if it cannot before."""
         driver = await self._place.session.start(_COMMAND)
         try:
             ready = await _message(driver, START_S)
@@ -92,6 +95,8 @@ class _OpenPython:
             ready = None
         if not (ready or {}).get("ready"):
             await driver.close()
+            if self._place.has_acted():
+                return None
             raise SandboxError(
                 f"{self._place.task}: no IPython kernel in its sandbox within {START_S:g} s. An image needs "
                 "python3 with ipykernel and jupyter-client; bubblewrap shows this machine's (pip install "

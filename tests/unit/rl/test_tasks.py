@@ -3,6 +3,7 @@
 import pytest
 
 from k25_train.config.environment import EnvironmentConfig, TaskSourceConfig
+from k25_train.environments.base import Task
 from k25_train.errors import ConfigError, RolloutError
 from k25_train.rl.tasks import TaskOrder
 from tests.helpers.rollout_sections import sandbox_section
@@ -41,6 +42,19 @@ def test_tasks_with_rubrics_have_the_judge_of_both_wherever_they_come_from() -> 
         tasks.draw(0).task, tasks.numbered(1), *tasks.heldout(2), *tasks.probes(1), *tasks.sampled(2)
     ]  # fmt: skip
     assert {task.judge for task in found} == {"answer with the rubrics of mine"}
+
+
+def test_an_agent_gets_tasks_that_are_judged_by_the_answer_alone() -> None:
+    def drawn(family: str) -> Task:
+        source = TaskSourceConfig(family=family, num_tasks=4, num_heldout=2, agent=["mini"])
+        section = EnvironmentConfig(tasks={"mine": source}, epochs=1, sandbox=sandbox_section())
+        return TaskOrder(section, 3).draw(0).task
+
+    assert drawn("sums").agent == ("mini",) and drawn("sums").needs_sandbox
+    with pytest.raises(
+        ConfigError, match=r"environment\.tasks\.mine\.agent: tasks of chores .* environment tools"
+    ):
+        drawn("chores")
 
 
 def test_seeds_change_the_order_and_nothing_else() -> None:

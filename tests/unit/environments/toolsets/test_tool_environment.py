@@ -11,7 +11,9 @@ from PIL import Image
 
 from k25_train.environments.base import Response, Status, Task, Verdict, scored
 from k25_train.environments.environment import Action, EnvironmentFaultError, Services
+from k25_train.environments.sandboxes.base import SandboxError
 from k25_train.environments.tool_environment import ToolEnvironment, cut
+from k25_train.environments.toolsets import python
 from k25_train.errors import ConfigError
 from tests.helpers.sandboxes import needs_bubblewrap
 from tests.helpers.tool_episodes import NoJudges, action, called, sandboxes, text_of
@@ -178,6 +180,23 @@ def test_cells_keep_variables_and_show_images() -> None:
         assert "ZeroDivisionError" in text_of(await cell("1 / 0"))
 
     in_environment(task(toolsets={"python": {}}, files={"p.png": {"media": 0}}), use)
+
+
+@needs_bubblewrap
+def test_no_session_is_a_fault_until_the_policy_has_acted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(python, "_COMMAND", ["/bin/false"])
+    made = task(toolsets={"python": {}, "shell": {}})
+
+    async def at_once(environment: ToolEnvironment) -> None:
+        with pytest.raises(SandboxError, match="no IPython kernel"):
+            await called(environment, "python", code="1")
+
+    async def afterwards(environment: ToolEnvironment) -> str:
+        await called(environment, "shell", command="true")
+        return text_of(await called(environment, "python", code="1"))
+
+    in_environment(made, at_once)
+    assert "no session can be started any more" in in_environment(made, afterwards)
 
 
 @needs_bubblewrap
