@@ -68,11 +68,15 @@ def expand_placeholders(ids: Sequence[int], num_tokens: Sequence[int], media_pad
 
     Raises `DataError` if there are not as many placeholders as images.
     """
-    found = sum(token == media_pad for token in ids)
+    ids = list(ids)
+    found = ids.count(media_pad)
     if found != len(num_tokens):
         raise DataError(f"has {found} placeholder(s) for {len(num_tokens)} image(s); one stands for each")
-    counts = iter(num_tokens)
+    # Conversations have tens of thousands of ids and few images: what lies between is copied whole.
     expanded: list[int] = []
-    for token in ids:
-        expanded += [token] * (next(counts) if token == media_pad else 1)
-    return expanded
+    start = 0
+    for count in num_tokens:
+        stop = ids.index(media_pad, start)
+        expanded += [*ids[start:stop], *[media_pad] * count]
+        start = stop + 1
+    return expanded + ids[start:]

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -44,8 +44,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Gateway:
     """Routes of the sessions that are open."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, registry: Registry, more: Callable[[], Mapping[str, Any]] = dict) -> None:
+        """`more`: what `/health` tells beside the number of sessions."""
+        self._registry, self._more = registry, more
 
     def app(self) -> web.Application:
         """The application."""
@@ -87,7 +88,7 @@ class Gateway:
         return web.json_response({**listed, "data": [{**model, **shown}]})
 
     async def _health(self, _: web.Request) -> web.Response:
-        return web.json_response({"sessions": len(self._registry)})
+        return web.json_response({"sessions": len(self._registry), **self._more()})
 
 
 async def _read(http: web.Request) -> tuple[bytes, dict[str, Any]]:
@@ -176,7 +177,11 @@ async def run_gateway(registry: Registry, host: str, ports: Sequence[int]) -> tu
 
     `ports`: of which the first free one is taken; 0 for any. Raises `RolloutError` if there is none.
     """
-    app = Gateway(registry).app()
+    return await serve_app(Gateway(registry).app(), host, ports)
+
+
+async def serve_app(app: web.Application, host: str, ports: Sequence[int]) -> tuple[web.AppRunner, str]:
+    """Start serving an application. As `run_gateway`."""
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     problem: OSError | None = None

@@ -121,7 +121,7 @@ class Shard:
                 module, _, function = header["build"].partition(":")
                 # However long that takes: the first rank's signs are not looked at meanwhile.
                 self._heard = math.inf
-                found = await asyncio.to_thread(importlib.import_module, module)
+                found = await asyncio.to_thread(lambda: importlib.import_module(module))
                 self._rollouts = await getattr(found, function)(self, header["arguments"])
                 self._heard = time.monotonic()
                 await self._link.send(Record({"kind": "built"}))

@@ -1,0 +1,1 @@
+"""A gateway without a run: `python -m k25_train.rollout gateway`."""
