@@ -204,7 +204,12 @@ class RolloutManager:
     async def _every_tick(self, look: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(self._watch.tick_s)
-            await look()
+            try:
+                await look()
+            except Exception as error:
+                # Deadlines and what is stuck have to be looked for whatever happens.
+                text = f"rollouts are not watched for a moment: {type(error).__name__}: {error}"
+                self._notices.say("watch", text, self._clock())
 
     async def sweep(self) -> None:
         """Look at all that is due: deadlines, silence, the queue. Called each tick."""

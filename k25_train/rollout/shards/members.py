@@ -20,8 +20,8 @@ class Starter(Protocol):
     def is_dead(self, shard: int) -> str:
         """Why it is; empty if it lives as far as one knows."""
 
-    async def end(self, shard: int) -> None:
-        """End it at once. Twice is as once."""
+    async def end(self, shard: int, within_s: float) -> None:
+        """End it: by itself, if it does so within a time. Twice is as once."""
 
 
 @dataclass(slots=True)
@@ -33,6 +33,8 @@ class Given:
     done: "asyncio.Future[None]"
     sent_to: int = NOBODY
     """Incarnation of the shard that has it."""
+    deaths: int = 0
+    """Of shards that had it."""
 
     @property
     def name(self) -> str:
@@ -68,6 +70,8 @@ class Member:
 
     def begin_again(self, heard: float) -> None:
         """Another incarnation is started."""
+        for given in self.given.values():
+            given.deaths += given.sent_to == self.incarnation
         self.deaths += 1
         self.incarnation += 1
         self.is_there, self.heard, self.has, self.figures = False, heard, frozenset(), {}

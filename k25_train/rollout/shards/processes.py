@@ -4,9 +4,10 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 
-END_S = 10.0
-"""Time that a shard gets to end by itself. Our choice."""
+POLL_S = 0.05
+"""Between two looks at a process that ends. Our choice."""
 
 
 class ProcessStarter:
@@ -37,16 +38,13 @@ class ProcessStarter:
         """The process that is a shard now."""
         return self._processes[shard].pid
 
-    async def end(self, shard: int) -> None:
+    async def end(self, shard: int, within_s: float) -> None:
         """See `Starter`."""
         process = self._processes.pop(shard, None)
         if process is None:
             return
-        for _ in range(int(END_S * 10)):
-            if process.poll() is not None:
-                return
-            if _ == 10:
-                process.terminate()
-            await asyncio.sleep(0.1)
+        limit = time.monotonic() + within_s
+        while process.poll() is None and time.monotonic() < limit:
+            await asyncio.sleep(POLL_S)
         process.kill()
         process.wait()

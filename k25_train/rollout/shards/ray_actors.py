@@ -112,15 +112,15 @@ class RayStarter:
             return f"{type(cause).__name__}: {said}"
         return "its call has ended"
 
-    async def end(self, shard: int) -> None:
+    async def end(self, shard: int, within_s: float) -> None:
         """See `Starter`."""
         found = self._actors.pop(shard, None)
         if found is not None:
-            await asyncio.to_thread(self._end, *found)
+            await asyncio.to_thread(self._end, *found, within_s)
 
-    def _end(self, actor: Any, call: Any) -> None:
-        ended, _ = self._ray.wait([call], timeout=END_S)
-        if not ended:
+    def _end(self, actor: Any, call: Any, within_s: float) -> None:
+        ended, _ = self._ray.wait([call], timeout=within_s)
+        if not ended and within_s:
             self._tell_to_stop(actor, call)
         with contextlib.suppress(Exception):
             # One that is dead already.

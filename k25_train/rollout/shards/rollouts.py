@@ -34,7 +34,10 @@ SILENT_S = 15.0
 START_S = 120.0
 """Time that a shard gets until its first one, and as much until it is built. Our choice."""
 MOST_DEATHS = 20
-"""Deaths in a row, without a response between them, after which a run ends. Our choice."""
+"""Deaths of a shard without a response between them, or with the same response each time, after which a run
+ends. Our choice."""
+END_S = 10.0
+"""Time that a shard gets to end by itself. Our choice."""
 
 
 class ShardedRollouts:
@@ -123,7 +126,7 @@ class ShardedRollouts:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(self._starter.end(member.number) for member in self.members))
+        await asyncio.gather(*(self._starter.end(member.number, END_S) for member in self.members))
         self._link.close()
 
     async def _receive_on(self) -> None:
@@ -154,6 +157,8 @@ class ShardedRollouts:
             case "alive":
                 member.has = frozenset(message.arrays["numbers"].tolist())
                 member.tells(header["figures"], self._count)
+            case "unbuilt":
+                self._fail(f"shard {member.number} cannot be built: {header['why']}")
             case "notice":
                 self._notice(f"shard {member.number}: {header['text']}")
             case "record" if given:
@@ -242,15 +247,18 @@ class ShardedRollouts:
 
     async def _again(self, member: Member, why: str) -> None:
         """Start a dead shard again; what it had is given out once it says hello."""
-        await self._starter.end(member.number)
+        await self._starter.end(member.number, 0.0)
         member.begin_again(time.monotonic() + START_S)
+        deadly = [given.name for given in member.given.values() if given.deaths > MOST_DEATHS]
         self._count("shard_deaths")
         self._notice(
             f"shard {member.number} is dead ({why}): it is started again, and goes on with "
             f"{len(member.given):,} responses as far as the journal has them"
         )
-        if member.deaths > MOST_DEATHS:
-            what = f"shard {member.number} died {member.deaths} times in a row, last: {why}"
+        if member.deaths > MOST_DEATHS or deadly:
+            what = f"shard {member.number} died {MOST_DEATHS + 1} times in a row, last: {why}"
+            if deadly:
+                what += f"; each time it had {', '.join(deadly[:3])}"
             self._fail(f"{what}. Nothing is lost: put right what kills it, and start again")
             return
         await self._starter.start(member.number, member.incarnation, member.name.decode())

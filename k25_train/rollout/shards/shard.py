@@ -121,8 +121,13 @@ class Shard:
                 module, _, function = header["build"].partition(":")
                 # However long that takes: the first rank's signs are not looked at meanwhile.
                 self._heard = math.inf
-                found = await asyncio.to_thread(lambda: importlib.import_module(module))
-                self._rollouts = await getattr(found, function)(self, header["arguments"])
+                try:
+                    found = await asyncio.to_thread(lambda: importlib.import_module(module))
+                    self._rollouts = await getattr(found, function)(self, header["arguments"])
+                except Exception as error:
+                    why = str(error) if isinstance(error, K25Error) else f"{type(error).__name__}: {error}"
+                    await self._link.send(Record({"kind": "unbuilt", "why": why}))
+                    raise
                 self._heard = time.monotonic()
                 await self._link.send(Record({"kind": "built"}))
             case "work":

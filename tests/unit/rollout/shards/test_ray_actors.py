@@ -109,8 +109,8 @@ def test_an_actor_is_told_to_stop_and_killed_at_last(is_deaf: bool) -> None:
     ray.deaf = {0} if is_deaf else set()
     starter = RayStarter(ray, "tcp://a:1", "key")
     asyncio.run(starter.start(0, 0, "shard 0.0"))
-    asyncio.run(starter.end(0))
-    asyncio.run(starter.end(0))
+    asyncio.run(starter.end(0, 1.0))
+    asyncio.run(starter.end(0, 1.0))
     assert ray.killed == [0] and (0 in ray.ended) is not is_deaf
 
 

@@ -34,14 +34,14 @@ TURNS = 5
 class Shards:
     """Two shards, and what has come of their work."""
 
-    def __init__(self, folder: Path, engine: ScriptedEngine, pause_s: float) -> None:
+    def __init__(self, folder: Path, engine: ScriptedEngine, arguments: dict[str, Any]) -> None:
         folder.mkdir(exist_ok=True)
         self.pool = EnginePool.of([engine], 5.0)
         self.link = FirstRankLink(local_address(folder))
         self.starter = ProcessStarter(self.link.address)
         self.counts: Counter[str] = Counter()
         self.notices: list[str] = []
-        begin = Record({"kind": "begin", "build": BUILD, "arguments": {"turns": TURNS, "pause_s": pause_s}})
+        begin = Record({"kind": "begin", "build": BUILD, "arguments": arguments})
         self.rollouts = ShardedRollouts(
             self.link, self.starter, 2, begin, self.pool,
             count=lambda kind: self.counts.update([kind]), notice=self.notices.append, stuck_s=2.0,
@@ -68,9 +68,11 @@ def run(
     use: Callable[[Shards], Awaitable[Any]],
     engine: ScriptedEngine | None = None,
     pause_s: float = 0.0,
+    arguments: dict[str, Any] | None = None,
 ) -> Any:
     async def inside() -> Any:
-        shards = Shards(folder, engine or ScriptedEngine(), pause_s)
+        given = {"turns": TURNS, "pause_s": pause_s} if arguments is None else arguments
+        shards = Shards(folder, engine or ScriptedEngine(), given)
         await shards.pool.update([], 0)
         await shards.rollouts.start()
         try:
@@ -132,6 +134,34 @@ def test_work_that_kills_every_shard_ends_the_run(tmp_path: Path, monkeypatch: p
             await shards.respond(0, "deadly")
 
     run(tmp_path, use)
+
+
+def test_work_that_kills_its_shard_ends_the_run_though_other_work_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_DEATHS", 1)
+
+    async def use(shards: Shards) -> None:
+        async def others() -> None:
+            # Of the same shard, one after the other.
+            for number in range(2, 2000, 2):
+                await shards.respond(number)
+
+        going = asyncio.create_task(others())
+        with pytest.raises(RolloutError, match="each time it had deadly#0"):
+            await shards.respond(0, "deadly")
+        going.cancel()
+        await asyncio.gather(going, return_exceptions=True)
+
+    run(tmp_path, use)
+
+
+def test_a_shard_that_cannot_be_built_ends_the_run_with_the_cause(tmp_path: Path) -> None:
+    async def use(shards: Shards) -> None:
+        with pytest.raises(RolloutError, match="cannot be built: KeyError: 'turns'"):
+            await shards.respond(0)
+
+    run(tmp_path, use, arguments={})
 
 
 def test_work_that_no_shard_has_is_named_and_given_out_again(tmp_path: Path) -> None:

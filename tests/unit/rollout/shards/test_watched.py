@@ -55,7 +55,7 @@ class Starts:
     def is_dead(self, shard: int) -> str:
         return ""
 
-    async def end(self, shard: int) -> None:
+    async def end(self, shard: int, within_s: float) -> None:
         pass
 
 
