@@ -266,15 +266,18 @@ class Room:
             await self.controller.close()
         if hasattr(self, "journal"):
             self.journal.close()
+        # Each has its own time: what hangs keeps nothing else from ending.
+        for what, held in (("rollouts", "rollouts"), ("the status page", "status")):
+            if hasattr(self, held):
+                await self._ended(what, getattr(self, held).close())
+        await self._ended("engines or judges", self._parts.close())
+
+    async def _ended(self, what: str, closing: Awaitable[None]) -> None:
         try:
             async with asyncio.timeout(END_S):
-                if hasattr(self, "rollouts"):
-                    await self.rollouts.close()
-                if hasattr(self, "status"):
-                    await self.status.close()
-                await self._parts.close()
+                await closing
         except TimeoutError:
-            self._notice(f"warning: engines or judges did not end within {END_S:g} s")
+            self._notice(f"warning: {what} did not end within {END_S:g} s")
 
     def _toggle_state(self, step: int) -> Any:
         """The state of Toggle behind a step: of its file, or else of its checkpoint; None at the start."""
