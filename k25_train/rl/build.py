@@ -94,7 +94,7 @@ async def open_engines(config: Config, tokenizer: Tokenizer, device: torch.devic
                 threads=rollout.threads,
             )
         ]
-    return await connect_engines(rollout, served_model(config, tokenizer))
+    return [*await connect_engines(rollout, served_model(config, tokenizer))]
 
 
 def _no_engines(call: Awaitable[Any]) -> Any:

@@ -80,7 +80,14 @@ async def _pool_of(config: Config, workplace: Workplace, shard: Shard) -> Engine
     assert rollout is not None
     if rollout.engine is EngineKind.in_process:
         return None
-    pool = EnginePool.of(await connect_engines(rollout, workplace.model), rollout.update_timeout_s)
+    engines = await connect_engines(rollout, workplace.model)
+    pool = EnginePool.of(engines, rollout.update_timeout_s)
     pool.follows = True
-    shard.follows(pool.follow)
+
+    def announced(version: int) -> None:
+        for engine in engines:
+            engine.follow(version)
+        pool.follow(version)
+
+    shard.follows(announced)
     return pool

@@ -58,6 +58,7 @@ class HttpEngine:
         self._decided, self._is_paused = asyncio.Event(), False
         self._decided.set()
         self._num_sent = self._num_aborts = self._version = 0
+        self._is_followed = False
         self._staged: _Staged | None = None
         self._why_lost = ""
 
@@ -103,7 +104,14 @@ class HttpEngine:
         finally:
             self._num_sent -= 1
             self._busy.stop()
-        return self._check.generated(request, answer, (first, self._version))
+        # Who gives the weights may be a little ahead of who says so.
+        spans = [span.version for span in answer.spans] if self._is_followed else []
+        return self._check.generated(request, answer, (first, max([self._version, *spans])))
+
+    def follow(self, version: int) -> None:
+        """Another process has given the server the weights of a version, and may give it later ones."""
+        self._is_followed = True
+        self._version, self._why_lost = version, ""
 
     async def pause(self, mode: PauseMode) -> None:
         """As `Engine.pause`."""
