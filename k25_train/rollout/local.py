@@ -23,6 +23,7 @@ from k25_train.rollout.manager.manager import RolloutManager
 from k25_train.rollout.manager.scope import Scope
 from k25_train.rollout.manager.snapshot import Snapshot
 from k25_train.rollout.prompts import Prompting
+from k25_train.rollout.records import Record
 from k25_train.rollout.response_records import judged, restarted
 from k25_train.rollout.session import Identity, Session
 from k25_train.rollout.trajectory import Ended, Response
@@ -83,7 +84,7 @@ class LocalRollouts:
         """See `Rollouts`."""
         await self._parts.manager.run(
             f"{work.task.key}#{work.sample}",
-            lambda scope: self._respond(work, append, scope),
+            lambda scope: self._respond(work, _recording(append, scope), scope),
             source=work.source,
             order=work.group,
             needs_sandbox=work.task.needs_sandbox,
@@ -210,3 +211,16 @@ class LocalRollouts:
         if verdict.status is Status.UNSCORED:
             raise AttemptError(verdict.kind.replace(" ", "_"), verdict.reason)
         return verdict
+
+
+def _recording(append: Append, scope: Scope) -> Append:
+    """Where a record is refused, that is what the rollout failed in, and not what it had just done."""
+
+    def recorded(record: Record) -> None:
+        try:
+            append(record)
+        except RolloutError:
+            with scope.phase("record", record.header["kind"]):
+                raise
+
+    return recorded

@@ -215,7 +215,9 @@ class Phase:
     def __enter__(self) -> None:
         scope = self._scope
         self._before = (scope.phase_name, scope.detail)
-        scope.failed_in = ""
+        # A teardown follows what failed, and is not where it did.
+        if self._name != TEARDOWN:
+            scope.failed_in = ""
         scope.enter(self._name, self._detail)
 
     def __exit__(self, kind: type[BaseException] | None, *_raised: object) -> None:

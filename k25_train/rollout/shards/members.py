@@ -3,10 +3,14 @@
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
+from k25_train.rollout.manager.roll_call import GIVEN
 from k25_train.rollout.work import Append, Work
 
+NUM_EXAMPLES = 3
+"""Responses that are named where many are concerned."""
 NOBODY = -1
 """In the place of an incarnation."""
 
@@ -35,11 +39,18 @@ class Given:
     """Incarnation of the shard that has it."""
     deaths: int = 0
     """Of shards that had it."""
+    latest: str = GIVEN
+    """Kind of its latest record."""
 
     @property
     def name(self) -> str:
         """What the response is called."""
         return f"{self.work.task.key}#{self.work.sample}"
+
+    @property
+    def where(self) -> str:
+        """Name, group and how far it has come, for messages."""
+        return f"{self.name} of group {self.work.group} behind phase {self.latest}"
 
 
 @dataclass(slots=True)
@@ -67,6 +78,12 @@ class Member:
     def name(self) -> bytes:
         """By which it is connected."""
         return f"shard {self.number}.{self.incarnation}".encode()
+
+    def interrupted(self) -> str:
+        """What it is in the middle of, for messages: how many responses, and the first few of them."""
+        examples = ", ".join(each.where for each in islice(self.given.values(), NUM_EXAMPLES))
+        number = len(self.given)
+        return f"{number:,} response{'' if number == 1 else 's'}" + (f" ({examples})" if examples else "")
 
     def begin_again(self, heard: float) -> None:
         """Another incarnation is started."""

@@ -98,7 +98,7 @@ class ShardedRollouts:
         member.given[number] = given
         try:
             with self._roll_call.given(given.name, work.group) as entry:
-                given.append = _heard_by(entry, append)
+                given.append = _heard_by(entry, given, append)
                 if member.is_there:
                     await self._give(member, number, given)
                 await given.done
@@ -253,7 +253,7 @@ class ShardedRollouts:
         self._count("shard_deaths")
         self._notice(
             f"shard {member.number} is dead ({why}): it is started again, and goes on with "
-            f"{len(member.given):,} responses as far as the journal has them"
+            f"{member.interrupted()} as far as the journal has them"
         )
         if member.deaths > MOST_DEATHS or deadly:
             what = f"shard {member.number} died {MOST_DEATHS + 1} times in a row, last: {why}"
@@ -284,11 +284,12 @@ class ShardedRollouts:
         task.add_done_callback(self._tasks.discard)
 
 
-def _heard_by(entry: Entry, append: Append) -> Append:
+def _heard_by(entry: Entry, given: Given, append: Append) -> Append:
     """Records are appended, and heard of."""
 
     def heard(record: Record) -> None:
-        entry.heard(record.header["kind"])
+        given.latest = record.header["kind"]
+        entry.heard(given.latest)
         append(record)
 
     return heard

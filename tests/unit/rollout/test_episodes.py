@@ -1,6 +1,7 @@
 """Rollouts of several turns: the same wherever a process is killed, and never a reward for what failed."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,8 @@ from k25_train.environments.sandboxes.base import SandboxError
 from k25_train.errors import RolloutError
 from k25_train.rollout.agents import Acted
 from k25_train.rollout.branches import NOT_DRAWN
+from k25_train.rollout.manager.notices import Notices
+from k25_train.rollout.records import Record
 from k25_train.rollout.response_records import ENDED, JUDGED, OBSERVED, RESTARTED, SEGMENT
 from k25_train.rollout.trajectory import Ended
 from k25_train.rollout.turns import ROOT, Observed, Place
@@ -135,6 +138,34 @@ def test_what_stays_broken_ends_the_run_with_task_and_cause(fault: Exception) ->
     with pytest.raises(RolloutError, match="given up after 2 restarts"):
         play.process()
     assert kinds(play).count(RESTARTED) == 2
+
+
+@pytest.mark.parametrize("kind", [SEGMENT, OBSERVED, ENDED, JUDGED])
+def test_a_record_that_is_refused_is_named_with_task_and_phase(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play, lines = Play(counted_task(TURNS)), list[str]()
+    monkeypatch.setattr(Notices, "say", lambda _self, _kind, text, _now: lines.append(text))
+
+    def refuse(record: Record, *_: object) -> None:
+        if record.header["kind"] == kind:
+            raise RolloutError("No space left on device")
+
+    monkeypatch.setattr(played, "apply_record", refuse_first(refuse, played.apply_record))
+    with pytest.raises(RolloutError, match="No space left"):
+        play.process()
+    (line,) = lines
+    assert line.startswith("counted/0#0") and f"failed in phase record ({kind})" in line
+
+
+def refuse_first(refuse: Callable[..., None], call: Callable[..., None]) -> Callable[..., None]:
+    """What refuses, before it calls."""
+
+    def both(*arguments: Any) -> None:
+        refuse(*arguments)
+        call(*arguments)
+
+    return both
 
 
 def test_an_environment_that_answers_otherwise_starts_over() -> None:

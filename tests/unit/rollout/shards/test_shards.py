@@ -105,7 +105,9 @@ def test_a_shard_that_is_killed_is_started_again_and_every_response_ends_once(tm
 
         responses, _ = await asyncio.gather(undisturbed(shards), kill())
         assert shards.counts["shard_deaths"] == 2
-        assert sum("is dead (exit status -9)" in notice for notice in shards.notices) == 2
+        dead = [notice for notice in shards.notices if "is dead (exit status -9)" in notice]
+        assert len(dead) == 2 and all("t#0 of group" in notice for notice in dead)
+        assert any("behind phase segment" in notice for notice in dead)
         assert all(kinds.count("ended") == kinds.count("judged") == 1 for kinds in shards.records.values())
         assert all(kinds.count("segment") == TURNS for kinds in shards.records.values())
         return responses
