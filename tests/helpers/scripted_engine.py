@@ -80,8 +80,9 @@ class ScriptedEngine:
         versions: list[int] = []
         reason = FinishReason.length
         for position in range(len(request.response_ids), request.sampling.max_tokens):
-            await self._may_run.wait()
             await asyncio.sleep(self._pause_s)
+            # Nothing comes between this and the draw: a pause is between two tokens.
+            await self._may_run.wait()
             drawn = drawn_at(self.version, self.weights, request.sampling.seed, position)
             token = token_of(drawn, position, self._num_ids, self._mean_length)
             tokens.append(request.sampling.stop_ids[0] if token == ENDS else token)

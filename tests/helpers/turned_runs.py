@@ -40,7 +40,7 @@ class Repeats:
 def fit_in_turns(context: RankContext, arguments: Sequence[str], kind: str) -> int:
     """Reinforce on tasks of several turns, or of an agent that goes back to its prompt."""
     from k25_train.environments import registry
-    from k25_train.environments.sums import Sums
+    from k25_train.environments.families.sums import Sums
     from k25_train.rollout.episode import Player
     from k25_train.rollout.prompts import Prompts
     from k25_train.rollout.trajectory import Ended

@@ -19,7 +19,12 @@ OURS = ("k25_train", "parallel", "launch", "tests", "reasoning_gym")
 _LAUNCH = """
 ulimit -c 0 && ulimit -n {files} && ulimit -t {cpu_s} && ulimit -f {file_blocks} &&
 ulimit -v {address_kib} || exit 96
-while [ "$1" != -- ]; do echo $$ > "$1" || exit 97; shift; done
+while [ "$1" != -- ]; do
+    tries=0
+    # The kernel may refuse for a moment, on a machine with many groups.
+    until echo $$ > "$1"; do tries=$((tries + 1)); [ $tries -lt 20 ] || exit 97; sleep 0.05; done
+    shift
+done
 shift; exec "$@"
 """
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin")

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -41,6 +42,15 @@ Main = Callable[[], object]
 SMALL = "experiment=smoke"
 FOLDERS = (SMALL, "cluster=local_slurm")
 LARGE = "experiment=k25_pretrain_4k"
+
+
+@pytest.fixture(autouse=True)
+def signals_are_as_before() -> Iterator[None]:
+    """A supervisor handles them from its first line on; others of this process do not."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +343,19 @@ def test_streams_are_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> No
     assert (sys.stdout, sys.stderr) == before
 
 
-CHILDREN = ("k25_train/rl/rewards/worker.py", "k25_train/environments/sandboxes/in_sandbox.py")
+CHILDREN = (
+    "k25_train/rl/rewards/worker.py",
+    "k25_train/rollout/shards/shard.py",
+    *(
+        f"k25_train/environments/{name}.py"
+        for name in (
+            "adapters/verifiers_process",
+            "sandboxes/in_sandbox",
+            "sandboxes/session_init",
+            "toolsets/kernel_driver",
+        )
+    ),
+)
 """Processes that are no commands: our own code starts them, talks to them by pipes, and judges their end."""
 
 
@@ -341,7 +363,13 @@ def test_every_entry_point_ends_that_way() -> None:
     for path in source_files(*CODE):
         source = path.read_text(encoding="utf-8")
         if '__name__ == "__main__"' in source and relative(path) not in CHILDREN:
-            ends = ("run_command(_run", "run_subcommand(", "exit_status(body", "hydra_app(")
+            ends = (
+                "run_command(_run",
+                "run_subcommand(",
+                "exit_status(body",
+                "hydra_app(",
+                "(COMMANDS).main(",
+            )
             assert any(words in source for words in ends), path
 
 

@@ -69,7 +69,7 @@ class Admin:
             strict=body.get("strict", False),
         )
         name = body.get("name", "session")
-        number, session = self._traces.open(name, version, rules)
+        number, session = self._traces.begin(name, version, rules)
         access = self._registry.admit(session)
         self._open[number] = _Open(name, access, session)
         base = f"{http.scheme}://{http.host}/sessions/{access.session_id}/v1"

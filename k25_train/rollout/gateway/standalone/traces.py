@@ -29,7 +29,7 @@ class Traces:
         self._journal.state.open.clear()
         self._asking, self._prompts = asking, prompts
 
-    def open(self, task: str, version: int, rules: SessionRules) -> tuple[int, AgentSession]:
+    def begin(self, task: str, version: int, rules: SessionRules) -> tuple[int, AgentSession]:
         """A session of an agent, and the number of its group.
 
         Args:

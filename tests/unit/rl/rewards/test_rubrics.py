@@ -35,6 +35,7 @@ from k25_train.rollout.engines.base import (
     Request,
     VersionSpan,
 )
+from k25_train.rollout.turns import Observed
 
 GOOD = '{"follows": 10, "complete": 5, "clear": 0}'
 TASK = Task(
@@ -251,11 +252,11 @@ class Letters:
     stop_ids = (2,)
     forbidden_ids = (3,)
 
-    def encode(self, task: Task) -> tuple[int, ...]:
+    def opening(self, task: str, messages: Any, media: Any, tools: Any, *, thinking: bool) -> Observed:
         """See `Prompts`."""
-        if len(task.messages) > 2:
+        if len(messages) > 2:
             raise RolloutError("too long")
-        return (7,)
+        return Observed((7,))
 
     def decode(self, token_ids: Any) -> str:
         """See `Prompts`."""
