@@ -201,7 +201,9 @@ _SANDBOX: Values = {
 
 def _tasks_of_one_turn(values: Values) -> object:
     """Sources whose prompts were as their families made them."""
-    sources = (values.get("environment") or {}).get("tasks") or {}
+    # As a text that says null, too: a saved configuration may hold values as typed.
+    environment = values.get("environment")
+    sources = (environment.get("tasks") or {}) if isinstance(environment, Mapping) else {}
     return {name: {"diversify": False, "instructions": 0, "agent": None} for name in sources}
 
 
