@@ -56,7 +56,7 @@ class BenchRuns:
     def python(self, *arguments: str) -> None:
         """Run a command of the project to its end; exits if it fails."""
         done = subprocess.run(
-            [sys.executable, *arguments], env=_environment(), capture_output=True, text=True, check=False
+            [sys.executable, *arguments], env=environment(), capture_output=True, text=True, check=False
         )
         if done.returncode:
             sys.exit(f"{' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
@@ -71,6 +71,6 @@ class BenchRuns:
         )
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Of a run: one thread, since a tiny model gains nothing by more."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
