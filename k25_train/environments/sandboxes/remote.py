@@ -38,7 +38,8 @@ _FILES_S = 120.0
 _KILLED = 128 + 9
 _NO_FILE, _NOT_THAT = 44, 45
 _RUN = 'cd "$1" && echo $$ > "$2" && echo "$2" >&2 && shift 2 && exec timeout -s KILL "$@"'
-_KILL = 'kill -9 -- "-$(cat "$0")" "$(cat "$0")"'
+# `-9 --` is no option of dash.
+_KILL = 'kill -s KILL -- "-$(cat "$0")" "$(cat "$0")"'
 _WRITE = 'cd "$1" && mkdir -p "$(dirname "$0")" && cat > "$0"'
 _READ = (
     f'cd "$2" && [ -e "$0" ] || exit {_NO_FILE}; '

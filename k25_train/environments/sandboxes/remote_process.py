@@ -41,4 +41,12 @@ class RemoteProcess:
             await self._end()
             kill_all(self._process)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), _END_S)
+                async with asyncio.timeout(_END_S):
+                    await self._drain()
+                    await self._process.wait()
+
+    async def _drain(self) -> None:
+        """Read what is left: asyncio waits for the end of a pipe that nobody reads, for ever."""
+        assert self._process.stdout is not None
+        while await self._process.stdout.read(1 << 16):
+            pass

@@ -144,6 +144,13 @@ def test_a_command_that_goes_on_is_spoken_to(made: Callable[..., Sandboxes]) -> 
         flood = await session.start(["yes", "x" * 100])
         await asyncio.sleep(0.3)
         await flood.close()
+        beats = await session.start(["sh", "-c", "while echo x >> beats; do sleep 0.02; done"])
+        while not (await session.snapshot(1000)).get("beats"):
+            await asyncio.sleep(0.02)
+        await beats.close()
+        had = await session.read("beats", 10**6)
+        await asyncio.sleep(0.2)
+        assert await session.read("beats", 10**6) == had, "it goes on though it was closed"
 
     with_session(made(), use)
 
