@@ -145,10 +145,12 @@ class Options:
     def __init__(self, family: str, given: Mapping[str, str]) -> None:
         self._family = family
         self._given = dict(given)
+        self._taken: list[str] = []
 
     def take[T](self, name: str, default: str, read: Callable[[str], T], rule: str) -> T:
         """An option, or its default. Raises ConfigError, with the rule, where it cannot be read."""
         value = self._given.pop(name, default)
+        self._taken.append(name)
         try:
             return read(value)
         except (ValueError, KeyError) as error:
@@ -175,9 +177,10 @@ class Options:
     def end(self) -> None:
         """Raises ConfigError for options that nobody took."""
         if self._given:
+            known = ", ".join(self._taken) or "none"
             raise ConfigError(
                 f"options of the family {self._family}: it has no {', '.join(sorted(self._given))}\n"
-                "  -> leave them out; k25_train/environments has what there is"
+                f"  -> it has {known}; see `python -m k25_train.environments list`"
             )
 
 

@@ -129,7 +129,7 @@ def test_discs_and_squares_look_different() -> None:
         ("sums", {"digits": "many"}, "options.digits=many"),
         ("sums", {"digits": "1-3"}, "two digits or more"),
         ("sums", {"wrong": "1.5"}, "between 0 and 1"),
-        ("sums", {"shapes": "3"}, "it has no shapes"),
+        ("sums", {"shapes": "3"}, "it has no shapes\n  -> it has digits, passes, wrong;"),
         ("counting", {"shapes": "0-2"}, "options.shapes=0-2"),
         ("counting", {"shapes": "5-9", "side": "2"}, "4 places"),
     ],
