@@ -22,6 +22,7 @@ from k25_train.rl.event_loop import EventLoop
 from k25_train.rl.loop import Reinforcement
 from k25_train.rl.probe import Probe
 from k25_train.rl.room import Parts, Room
+from k25_train.rl.sandboxes import check_sandboxes
 from k25_train.rl.tasks import TaskOrder
 from k25_train.rl.transports.build import build_way
 from k25_train.rl.weight_sync import WeightSync
@@ -64,10 +65,13 @@ async def _furnish(config: Config, device: torch.device) -> Parts:
     assert rollout is not None and environment is not None
     tasks = TaskOrder(environment, config.train.seed)
     async with AsyncExitStack() as opened:
-        # 1. Judges, and whether they can judge: engines cost more.
+        # 1. Judges and sandboxes, and whether they do: engines cost more.
         workplace = await open_workplace(config)
         opened.push_async_callback(workplace.close)
-        await asyncio.to_thread(lambda: workplace.judges.check(tasks.sampled(CHECKED_TASKS)))
+        sampled = await asyncio.to_thread(lambda: list(tasks.sampled(CHECKED_TASKS)))
+        await asyncio.to_thread(lambda: workplace.judges.check(sampled))
+        if any(task.needs_sandbox for task in sampled):
+            await check_sandboxes(workplace.services.sandboxes, environment.sandbox.kind)
 
         # 2. Engines.
         engines = await open_engines(config, workplace.tokenizer, device)

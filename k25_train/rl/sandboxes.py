@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from k25_train.config.sandbox import SandboxKind
 from k25_train.config.schema import Config
-from k25_train.environments.sandboxes.base import SandboxLimits
+from k25_train.environments.sandboxes.base import SandboxError, Sandboxes, SandboxLimits, SandboxSpec
 from k25_train.environments.sandboxes.on_demand import OnDemand
 from k25_train.environments.sandboxes.opening import open_sandboxes
+from k25_train.errors import MachineError
 
 _PER_ROLLOUT = 2
 """An agent's, and a fresh one in which its work is judged: with fewer places rollouts would wait for each
@@ -37,3 +39,16 @@ def sandboxes_of(config: Config, shards: int = 1) -> OnDemand:
             secret=folders,
         )
     )
+
+
+async def check_sandboxes(sandboxes: Sandboxes, kind: SandboxKind) -> None:
+    """Open one, before a run costs anything. Raises MachineError where there is none to be had."""
+    try:
+        session = await sandboxes.open(SandboxSpec(name="check"))
+        await session.close()
+    except SandboxError as error:
+        said = str(error).strip().rstrip("?.")
+        raise MachineError(
+            f"environment.sandbox.kind={kind.value}: no sandbox is to be had here: {said}\n"
+            "  -> start what it needs, or use another kind, or tasks without sandboxes"
+        ) from error

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if options.html is not None:
         images = _images_of(options.run_folder, {group.number for group in found})
         options.html.write_text(page(found, images, tokenizer.decode), encoding="utf-8")
-        _print(console, f"{options.html}: {len(found)} groups")
+        _print(console, f"{options.html}: {len(found)} {'group' if len(found) == 1 else 'groups'}")
         return 0
     for group in found:
         _show(group, tokenizer, console, tokens=options.tokens)
