@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import Awaitable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,21 +33,25 @@ class PlainScope:
         await closing
 
 
-def act(folder: Path, command: tuple[str, ...], says: Says, fails: bool = False) -> tuple[Acted, Stage, Any]:
-    """Have an agent act."""
+def act(
+    folder: Path, command: tuple[str, ...], says: Says, fails: bool = False, limit_s: float = 60.0
+) -> tuple[Acted, Stage, Any]:
+    """Have an agent act, in an attempt that may take so many seconds."""
 
     async def acted() -> tuple[Acted, Stage, Any]:
         async with gateway_stage(folder, says) as stage, asyncio.timeout(60):
             stage.engine.fails = fails
             trial = stage.open()
             boxes = open_sandboxes("bubblewrap", LIMITS, run="test", most=2, secret=())
-            agents = GatewayAgents(stage.prompts, boxes, manager_section(), stage.counts.append)
+            section = replace(manager_section(), rollout_timeout_s=limit_s)
+            agents = GatewayAgents(stage.prompts, boxes, section, stage.counts.append)
             task = Task(key="task 7", family="f", messages=OPENING.messages, judge="j", agent=command)
             recorded: Any = trial.recorded
             nothing: Any = SimpleNamespace()
             scope: Any = PlainScope()
             try:
-                found = await agents.act(task, nothing, OPENING, recorded, scope)
+                async with asyncio.timeout(limit_s):
+                    found = await agents.act(task, nothing, OPENING, recorded, scope)
                 assert stage.mismatches([trial]) == []
                 return found, stage, trial
             finally:

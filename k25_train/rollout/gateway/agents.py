@@ -42,8 +42,13 @@ from k25_train.rollout.trajectory import Ended
 LOOPBACK = ("127.0.0.1", "localhost")
 LEFT_BYTES = 64 * 2**20
 """Most bytes of files that are handed to judges, names included: with more, a response has failed."""
+LEAVING_S = 30.0
+"""Seconds at the end of an attempt that its agent does not get, in which what it has left is read: at most a
+tenth of the attempt. Our choice."""
 KILL_S = 10.0
 """Seconds that it may take to end what an agent has left running. Our choice."""
+SHORTEST_S = 0.1
+"""Seconds that a command gets even if its sandbox has come too late. Our choice."""
 SHOWN = 2_000
 """Characters of an agent's errors that a message shows: the last ones."""
 
@@ -88,6 +93,7 @@ class GatewayAgents:
         self, task: Task, environment: Environment, opening: Observation, session: Session, scope: Scope
     ) -> Acted:
         """See `Agents`. Raises `RolloutError` and `EngineError` as `Session.turn`, too."""
+        until = self._until()
         url = await self._serving()
         most = min(self._manager.max_turns, task.max_turns or self._manager.max_turns)
         rules = SessionRules(thinking=task.thinking, max_turns=most)
@@ -95,9 +101,9 @@ class GatewayAgents:
         access = self._registry.admit(agent)
         try:
             if isinstance(environment, Driven):
-                done = _Done(await _driven(environment, url, access, agent), {}, "")
+                done = _Done(await _driven(environment, url, access, agent, until), {}, "")
             else:
-                done = await self._run(task, opening, url, access, scope)
+                done = await self._run(task, opening, url, access, scope, until)
         finally:
             # Whatever ends it: nobody asks for this response any more.
             await self._registry.close(access)
@@ -107,7 +113,8 @@ class GatewayAgents:
         finished = done.finished
         if agent.fault is not None:
             raise agent.fault
-        if not agent.counts["turns"]:
+        is_late = finished.ending is Ending.OUT_OF_TIME and agent.has_asked
+        if not agent.counts["turns"] and not is_late:
             errors = (finished.stderr or finished.stdout).decode("utf-8", "replace").strip()[-SHOWN:]
             raise EnvironmentFaultError(
                 f"agent {task.agent[0]} has asked for no turn, and ended with status {finished.status} "
@@ -116,7 +123,7 @@ class GatewayAgents:
         self._count(f"agent/status_{finished.status}")
         return Acted(
             ended=_why(finished, agent),
-            messages=agent.conversation,
+            messages=agent.conversation or tuple(dict(each) for each in opening.messages),
             files=done.files,
             cause=done.cause,
         )
@@ -137,7 +144,15 @@ class GatewayAgents:
                 self._runner, self._url = await run_gateway(self._registry, host, ports)
             return self._url
 
-    async def _run(self, task: Task, opening: Observation, url: str, access: Access, scope: Scope) -> _Done:
+    def _until(self) -> float:
+        """When an agent that begins now is over, on the loop's clock: before its attempt is, which would take
+        the conversation and the files with it."""
+        limit_s = self._manager.rollout_timeout_s
+        return asyncio.get_running_loop().time() + limit_s - min(LEAVING_S, limit_s / 10)
+
+    async def _run(
+        self, task: Task, opening: Observation, url: str, access: Access, scope: Scope, until: float
+    ) -> _Done:
         is_local = self._manager.gateway_host in LOOPBACK
         spec = SandboxSpec(
             name=task.key,
@@ -151,7 +166,8 @@ class GatewayAgents:
         try:
             finished = await box.run(
                 filled(task.agent, opening),
-                timeout_s=self._manager.rollout_timeout_s,
+                # A sandbox may have been waited for.
+                timeout_s=max(until - asyncio.get_running_loop().time(), SHORTEST_S),
                 variables=variables_of(url, access),
             )
             return _Done(finished, *await _left(box))
@@ -169,18 +185,25 @@ async def _left(box: SandboxSession) -> tuple[Mapping[str, bytes], str]:
         return {}, f"too much left: {error}"
 
 
-async def _driven(environment: Driven, url: str, access: Access, agent: AgentSession) -> Finished:
+async def _driven(
+    environment: Driven, url: str, access: Access, agent: AgentSession, until: float
+) -> Finished:
     """Have an environment's own agents act. Raises `EnvironmentFaultError` where they fail otherwise than for
-    want of room or turns."""
+    want of room, turns or time."""
     base_url = f"{url}/sessions/{access.session_id}/v1"
-    status = 0
+    ending, status = Ending.EXITED, 0
     try:
-        await environment.drive(Endpoint(base_url=base_url, key=access.key, model=MODEL))
+        async with asyncio.timeout_at(until) as limit:
+            await environment.drive(Endpoint(base_url=base_url, key=access.key, model=MODEL))
     except EnvironmentFaultError:
         if not agent.counts["refused/overflow"]:
             raise
         status = 1
-    return Finished(ending=Ending.EXITED, status=status, stdout=b"", stderr=b"")
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        ending, status = Ending.OUT_OF_TIME, 1
+    return Finished(ending=ending, status=status, stdout=b"", stderr=b"")
 
 
 def _why(finished: Finished, agent: AgentSession) -> Ended:

@@ -102,6 +102,11 @@ class AgentSession:
         return tuple(as_chat(message, {}) for message in self._latest)
 
     @property
+    def has_asked(self) -> bool:
+        """Whether a turn was asked for, answered or not."""
+        return self._num_turns > 0
+
+    @property
     def has_no_turns_left(self) -> bool:
         """Whether another turn would be refused."""
         return self.counts["turns"] >= self._rules.max_turns

@@ -1,19 +1,26 @@
 """Agents are commands in sandboxes without a network, which reach the gateway and nothing else."""
 
+import asyncio
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import openai
 import pytest
 
-from k25_train.environments.environment import EnvironmentFaultError
+from k25_train.environments.base import Task
+from k25_train.environments.environment import Endpoint, EnvironmentFaultError
 from k25_train.environments.sandboxes.base import SandboxError, SandboxSpec
 from k25_train.environments.sandboxes.folders import check_folders
+from k25_train.environments.sandboxes.none import NoSandboxes
 from k25_train.errors import RolloutError
 from k25_train.rollout.gateway import agents
 from k25_train.rollout.gateway.commands import filled, folders_of
 from k25_train.rollout.trajectory import Ended
-from tests.helpers.acting_agents import OPENING, act, needs_bubblewrap
-from tests.helpers.gateway_parts import END, call_text
+from tests.helpers.acting_agents import OPENING, PlainScope, act, needs_bubblewrap
+from tests.helpers.gateway_parts import END, call_text, gateway_stage
+from tests.helpers.rollout_sections import manager_section
 
 AGENT = """
 import openai, os, subprocess, sys
@@ -45,6 +52,17 @@ subprocess.Popen(["sh", "-c", "while :; do echo x >> late; sleep 0.01; done"])
 def says(prompt: str) -> str:
     """A command first, then what it printed."""
     return f"It is 7.{END}" if "Return of functions.shell:0\n7" in prompt else call_text("shell", "{}")
+
+
+class Slow:
+    """An environment whose agents ask once, and never end."""
+
+    async def drive(self, endpoint: Endpoint) -> None:
+        async with openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.key) as client:
+            await client.chat.completions.create(
+                model=endpoint.model, messages=[{"role": "user", "content": "Hi"}]
+            )
+            await asyncio.sleep(50)
 
 
 def can_show_python() -> bool:
@@ -80,6 +98,34 @@ def test_what_an_agent_leaves_is_judged(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(agents, "LEFT_BYTES", 3)
     acted, _, _ = act(tmp_path, command, says)
     assert acted.files == {} and acted.cause.startswith("too much left: ")
+
+
+@needs_bubblewrap
+def test_an_agent_that_is_late_is_judged_by_what_it_has_said_and_left(tmp_path: Path) -> None:
+    command = ("python3", "-c", LEAVING + "import time; time.sleep(50)")
+    acted, _, _ = act(tmp_path, command, says, limit_s=8)
+    assert acted.ended is Ended.TIMEOUT
+    assert [message["role"] for message in acted.messages] == ["user", "assistant"]
+    assert acted.files["a/made"] == bytes([7, 255])
+
+
+def test_an_environment_whose_agents_are_late_keeps_their_conversation(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with gateway_stage(tmp_path, says) as stage, asyncio.timeout(60):
+            section = replace(manager_section(), rollout_timeout_s=2)
+            gateway = agents.GatewayAgents(stage.prompts, NoSandboxes(), section, stage.counts.append)
+            recorded: Any = stage.open().recorded
+            scope: Any = PlainScope()
+            task = Task(key="task 7", family="f", messages=OPENING.messages, judge="j", agent=("slow",))
+            try:
+                async with asyncio.timeout(2):
+                    acted = await gateway.act(task, Slow(), OPENING, recorded, scope)
+            finally:
+                await gateway.close()
+            assert acted.ended is Ended.TIMEOUT
+            assert [message["role"] for message in acted.messages] == ["user", "assistant"]
+
+    asyncio.run(body())
 
 
 @needs_bubblewrap
