@@ -86,19 +86,11 @@ def _message(value: Mapping[str, Any], at: int) -> Message:
     reasoning = value.get("reasoning_content") or value.get("reasoning") or ""
     return Message(
         role=ROLES[role],
-        parts=_parts(value.get("content"), f"{where}.content"),
+        parts=reading.parts_of(value.get("content"), f"{where}.content", _part),
         calls=tuple(calls),
         call_id=(typed(value, "tool_call_id", str, where) or "") if role == "tool" else "",
         reasoning=reasoning if isinstance(reasoning, str) and role == "assistant" else "",
     )
-
-
-def _parts(content: Any, where: str) -> tuple[str | bytes, ...]:
-    if content is None or isinstance(content, str):
-        return (content,) if content else ()
-    if not isinstance(content, list):
-        raise reading.invalid(where, "must be text or a list of parts")
-    return tuple(_part(mapping(each, f"{where}[{at}]"), f"{where}[{at}]") for at, each in enumerate(content))
 
 
 def _part(part: Mapping[str, Any], where: str) -> str | bytes:

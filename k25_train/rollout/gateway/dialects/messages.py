@@ -97,20 +97,12 @@ def _messages(value: Mapping[str, Any], where: str) -> Iterator[Message]:
             if parts:
                 yield Message(role="user", parts=tuple(parts))
                 parts = []
-            content_parts = _parts(block.get("content"), f"{place}.content")
+            content_parts = reading.parts_of(block.get("content"), f"{place}.content", _part)
             yield Message(role="tool", parts=content_parts, call_id=str(block.get("tool_use_id") or ""))
         else:
             parts.append(_part(block, place))
     if parts or role == "assistant":
         yield Message(role=role, parts=tuple(parts), calls=tuple(calls), reasoning=reasoning)
-
-
-def _parts(content: Any, where: str) -> tuple[str | bytes, ...]:
-    if content is None or isinstance(content, str):
-        return (content,) if content else ()
-    if not isinstance(content, list):
-        raise reading.invalid(where, "must be text or a list of blocks")
-    return tuple(_part(mapping(each, f"{where}[{at}]"), f"{where}[{at}]") for at, each in enumerate(content))
 
 
 def _part(block: Mapping[str, Any], where: str) -> str | bytes:

@@ -7,7 +7,7 @@ choices, stop sequences, a schema), is refused, so that no agent acts on what it
 
 import binascii
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from k25_train.rollout.engines.image_types import of_data_uri
@@ -105,6 +105,19 @@ def image_of(url: Any, where: str) -> bytes:
     if len(data) > LARGEST_IMAGE:
         raise invalid(where, f"has {len(data):,} bytes, at most {LARGEST_IMAGE:,} are taken: shrink it")
     return data
+
+
+def parts_of(
+    content: Any, where: str, part: Callable[[Mapping[str, Any], str], str | bytes]
+) -> tuple[str | bytes, ...]:
+    """The texts and images of a message. `part`: reads one of a list, and is told where it is. Raises
+    `RefusedError`."""
+    if content is None or isinstance(content, str):
+        return (content,) if content else ()
+    if not isinstance(content, list):
+        raise invalid(where, "must be text or a list of parts")
+    places = [f"{where}[{at}]" for at in range(len(content))]
+    return tuple(part(mapping(each, place), place) for each, place in zip(content, places, strict=True))
 
 
 def tool_of(name: Any, description: Any, schema: Any, where: str) -> dict[str, Any]:

@@ -91,13 +91,17 @@ def _message(item: Mapping[str, Any], where: str) -> Message:
             raise reading.invalid(
                 f"{where}.role", f"is {role!r}; known ones: system, developer, user, assistant"
             )
-        return Message(role=chat.ROLES[role], parts=_parts(item.get("content"), f"{where}.content"))
+        return Message(
+            role=chat.ROLES[role], parts=reading.parts_of(item.get("content"), f"{where}.content", _part)
+        )
     if kind == "function_call":
         call = reading.call_of(item.get("call_id"), item.get("name"), item.get("arguments"), where)
         return Message(role="assistant", calls=(call,))
     if kind == "function_call_output":
         call_id = needed(item, "call_id", str, where)
-        return Message(role="tool", parts=_parts(item.get("output"), f"{where}.output"), call_id=call_id)
+        return Message(
+            role="tool", parts=reading.parts_of(item.get("output"), f"{where}.output", _part), call_id=call_id
+        )
     if kind == "reasoning":
         texts = [each.get("text", "") for each in item.get("content") or () if isinstance(each, Mapping)]
         return Message(role="assistant", reasoning="".join(map(str, texts)))
@@ -105,14 +109,6 @@ def _message(item: Mapping[str, Any], where: str) -> Message:
         f"{where}.type",
         f"is {kind!r}; known ones: message, function_call, function_call_output, reasoning",
     )
-
-
-def _parts(content: Any, where: str) -> tuple[str | bytes, ...]:
-    if content is None or isinstance(content, str):
-        return (content,) if content else ()
-    if not isinstance(content, list):
-        raise reading.invalid(where, "must be text or a list of parts")
-    return tuple(_part(mapping(each, f"{where}[{at}]"), f"{where}[{at}]") for at, each in enumerate(content))
 
 
 def _part(part: Mapping[str, Any], where: str) -> str | bytes:
