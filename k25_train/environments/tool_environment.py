@@ -200,6 +200,7 @@ class ToolEnvironment:
         the same files."""
         if self._left is None:
             self._left = await self._leave()
+            await self.close()
         if isinstance(self._left, str):
             return self._counted(failed(self._left), response, {})
         if not self._task.agent:
@@ -225,7 +226,6 @@ class ToolEnvironment:
                 files = await session.snapshot(self._setup.left_bytes)
             except ValueError as error:
                 files = f"too much left: {error}"
-        await self.close()
         return files
 
     async def close(self) -> None:

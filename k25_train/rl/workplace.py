@@ -9,6 +9,7 @@ from typing import Any
 from k25_train.config.schema import Config
 from k25_train.data.open_sources import tokenizer_path
 from k25_train.data.tokenizer import Tokenizer, load_tokenizer
+from k25_train.environments.adapters.verifiers_server import stop_servers
 from k25_train.environments.environment import Services
 from k25_train.rl.rewards.agentic import AgenticJudge
 from k25_train.rl.rewards.generative import open_rubrics
@@ -54,6 +55,7 @@ async def open_workplace(config: Config, shards: int = 1) -> Workplace:
     tokenizer = load_tokenizer(path)
     model = served_model(config, tokenizer)
     async with AsyncExitStack() as opened:
+        opened.push_async_callback(stop_servers)
         rubrics = await open_rubrics(rollout, environment, config.model.vision)
         opened.push_async_callback(rubrics.close)
         sandboxes = sandboxes_of(config, shards)

@@ -22,7 +22,7 @@ from k25_train.environments.adapters.sources import Listed, need, read_text
 from k25_train.environments.base import Response, Task, Verdict, failed, scored
 from k25_train.environments.environment import Action, Observation, Services, Tool, ToolCall
 from k25_train.environments.family import Options, read_range, user
-from k25_train.environments.sandboxes.base import Ending, Finished, SandboxSession, SandboxSpec
+from k25_train.environments.sandboxes.base import KILL_ALL, Ending, Finished, SandboxSession, SandboxSpec
 from k25_train.errors import ConfigError
 
 NAME = "harbor"
@@ -115,6 +115,7 @@ class HarborEnvironment:
         """What the tests make of what was left. Asked again, they judge the same files."""
         if self._left is None:
             self._left = await self._leave()
+            await self.close()
         if isinstance(self._left, str):
             return failed(self._left)
         session = await self._open("/tests", {**self._left, **self._folder.tests()}, network=False)
@@ -151,13 +152,11 @@ class HarborEnvironment:
     async def _leave(self) -> Mapping[str, bytes] | str:
         assert self._session is not None, "it was reset"
         # What still runs could change files while they are read.
-        await self._session.run(["/bin/sh", "-c", "kill -9 -1"], timeout_s=self._services.tool_timeout_s)
+        await self._session.run(KILL_ALL, timeout_s=self._services.tool_timeout_s)
         try:
             files = await self._session.snapshot(LEFT_BYTES)
         except ValueError as error:
             return f"too much left: {error}"
-        finally:
-            await self.close()
         return {path: content for path, content in files.items() if Path(path).parts[0] != LOGS}
 
     async def _tested(self, session: SandboxSession) -> Verdict:

@@ -76,14 +76,16 @@ async def server_of(setup: Mapping[str, Any]) -> Server:
 
 
 async def stop_servers() -> None:
-    """End the servers of this event loop."""
+    """End the servers of this event loop, as where its run ends; they would end with the process."""
     loop = id(asyncio.get_running_loop())
     for key in [each for each in _SERVERS if each[0] == loop]:
         starting = _SERVERS.pop(key)
         if _lives(starting):
             await _stop(starting.result().process)
         else:
+            # One that is being started ends what it has started.
             starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
 
 
 def _lives(starting: "asyncio.Task[Server]") -> bool:

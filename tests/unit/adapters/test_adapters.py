@@ -14,19 +14,23 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from k25_train.compose.resolve import compose
 from k25_train.environments.adapters.gymnasium import GymnasiumTasks, without_colours
 from k25_train.environments.adapters.harbor import HarborTasks
 from k25_train.environments.adapters.nemo_gym import NemoGymTasks
 from k25_train.environments.adapters.openenv import OpenEnvTasks
 from k25_train.environments.adapters.openenv_server import OpenEnvServer
+from k25_train.environments.adapters.verifiers_server import server_of
 from k25_train.environments.base import Response, Status, Task, Verdict, scored, unscored
 from k25_train.environments.environment import Action, Environment, EnvironmentFaultError, Services, ToolCall
 from k25_train.environments.family import Split, Tasks
 from k25_train.environments.registry import make_environment, make_family
-from k25_train.environments.sandboxes.base import SandboxLimits
+from k25_train.environments.sandboxes.base import Ending, Finished, SandboxLimits
 from k25_train.environments.sandboxes.none import NoSandboxes
 from k25_train.environments.sandboxes.opening import open_sandboxes
 from k25_train.errors import ConfigError
+from k25_train.rl.workplace import open_workplace
+from tests.helpers.gateway_parts import load_tiny_tokenizer
 
 ANSWERED = Response(text="", num_tokens=1, ended=True)
 LIMITS = SandboxLimits(
@@ -406,6 +410,75 @@ def test_harbors_tests_judge_what_was_left_in_a_fresh_sandbox(tmp_path: Path) ->
             assert none.status is Status.FAILED and "no reward: tests ended with status 3" in none.reason
         finally:
             await boxes.close()
+
+    asyncio.run(body())
+
+
+class Failing:
+    """A sandbox that cannot be read at first."""
+
+    def __init__(self) -> None:
+        self.num_closed, self.faults = 0, [OSError("no space left")]
+
+    async def run(self, argv: Any, **_: Any) -> Finished:
+        return Finished(ending=Ending.EXITED, status=0, stdout=b"", stderr=b"")
+
+    async def snapshot(self, _: int) -> dict[str, bytes]:
+        if self.faults:
+            raise self.faults.pop()
+        return {"answer.txt": b"1"}
+
+    async def read(self, path: str, _: int) -> bytes:
+        return b"1"
+
+    async def close(self) -> None:
+        self.num_closed += 1
+
+
+def test_files_that_cannot_be_read_at_first_are_judged_when_a_judge_is_asked_again(tmp_path: Path) -> None:
+    for number in range(20):
+        harbor_task(tmp_path, TEST, number)
+    box, specs = Failing(), []
+
+    async def opened(spec: Any) -> Failing:
+        specs.append(spec)
+        return box
+
+    async def body() -> None:
+        boxes = SimpleNamespace(open=opened)
+        environment = await attempt(HarborTasks({"path": str(tmp_path)}), services(sandboxes=boxes))
+        await environment.reset()
+        with pytest.raises(OSError, match="no space left"):
+            await environment.judge(ANSWERED)
+        assert box.num_closed == 0
+        assert (await environment.judge(ANSWERED)).reward == 1.0
+        assert specs[1].files["answer.txt"] == b"1" and box.num_closed == 2
+
+    asyncio.run(body())
+
+
+def test_servers_of_tasksets_end_with_the_run(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    served = json.dumps({"address": "tcp://127.0.0.1:9"})
+    python.write_text(f"#!/bin/sh\necho '{served}'; exec cat\n")
+    python.chmod(0o755)
+    setup = {
+        "python": str(python),
+        "config": {"taskset": {"id": "toyset"}},
+        "workers": 1,
+        "most": 1,
+        "verbose": False,
+        "path": "",
+    }
+    load_tiny_tokenizer(tmp_path)
+    config = compose(["experiment=rl_smoke", f"data.tokenizer={tmp_path}/tokenizer.json"])
+
+    async def body() -> None:
+        workplace = await open_workplace(config)
+        server = await server_of(setup)
+        assert server.is_alive
+        await workplace.close()
+        assert not server.is_alive
 
     asyncio.run(body())
 
