@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 from k25_train.environments.adapters.messages import (
-    REWARDS,
     as_text,
     content_of,
     is_reward,
@@ -22,11 +21,11 @@ from k25_train.environments.adapters.messages import (
     tool,
     verdict_of,
 )
-from k25_train.environments.adapters.sources import need, one_of, read_object, read_text, seed_of
+from k25_train.environments.adapters.sources import need, read_object, read_text, reward_rule, seeded_task
 from k25_train.environments.adapters.spaces import UnsupportedSpaceError, element_of, plain, schema_of
 from k25_train.environments.base import Response, Task, Verdict
 from k25_train.environments.environment import Action, EnvironmentFaultError, Observation, Services, Tool
-from k25_train.environments.family import Options, Split, read_range, user
+from k25_train.environments.family import Options, Split, read_range
 from k25_train.errors import ConfigError, MachineError
 
 NAME = "gymnasium"
@@ -52,7 +51,7 @@ class GymnasiumTasks:
         self._prompt = given.take(
             "prompt", "Reach the goal. Each turn, call step once.", read_text, "is empty"
         )
-        rule = given.take("reward", "sum", one_of(*REWARDS), f"must be one of {', '.join(REWARDS)}")
+        rule = reward_rule(given)
         self._max_turns = given.take("max_turns", "100", read_range, "must be 1 or more")[-1]
         given.end()
         self._setup: dict[str, Any] = {
@@ -65,16 +64,9 @@ class GymnasiumTasks:
 
     def task(self, split: Split, number: int) -> Task:
         """The task of a seed."""
-        return Task(
-            key=f"{NAME}/{self._id}/{split}/{number}",
-            family=f"{NAME}/{self._id}",
-            messages=user(self._prompt),
-            judge="",
-            environment=NAME,
-            setup={**self._setup, "seed": seed_of(split, number)},
-            problem=f"{NAME}/{self._id}",
-            max_turns=self._max_turns,
-            thinking=True,
+        family = f"{NAME}/{self._id}"
+        return seeded_task(
+            NAME, family, split, number, prompt=self._prompt, setup=self._setup, max_turns=self._max_turns
         )
 
     def _check(self) -> None:

@@ -15,10 +15,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from k25_train.environments.adapters.messages import REWARDS, is_reward, refusal, result, verdict_of
+from k25_train.environments.adapters.messages import is_reward, refusal, result, verdict_of
 from k25_train.environments.adapters.responses_form import items_of, messages_of, response_of, tools_of
 from k25_train.environments.adapters.server import EnvironmentServer
-from k25_train.environments.adapters.sources import Listed, need, one_of, read_seconds, read_text, read_url
+from k25_train.environments.adapters.sources import (
+    Listed,
+    need,
+    one_of,
+    read_seconds,
+    read_text,
+    read_url,
+    reward_rule,
+)
 from k25_train.environments.base import Response, Task, Verdict
 from k25_train.environments.environment import Action, Observation, Services, Tool, ToolCall
 from k25_train.environments.family import Options, read_range
@@ -42,11 +50,10 @@ class NemoGymTasks(Listed[Mapping[str, Any]]):
         given = Options(NAME, options)
         url = given.take("url", "http://127.0.0.1:8000", read_url, "must be http://HOST:PORT")
         self._path = Path(given.take("tasks", "data/train.jsonl", read_text, "must be a file"))
-        words = ", ".join(REWARDS)
         self._setup = {
             "url": url,
             "style": given.take("style", "verify", one_of("verify", "step"), "must be verify or step"),
-            "reward": given.take("reward", "sum", one_of(*REWARDS), f"must be one of {words}"),
+            "reward": reward_rule(given),
             "patience_s": given.take("patience_s", "120", read_seconds, "must be seconds above 0"),
         }
         self._max_turns = given.take("max_turns", "100", read_range, "must be 1 or more")[-1]

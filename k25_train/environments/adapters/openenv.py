@@ -18,7 +18,6 @@ from typing import Any
 import aiohttp
 
 from k25_train.environments.adapters.messages import (
-    REWARDS,
     as_text,
     content_of,
     is_reward,
@@ -29,10 +28,18 @@ from k25_train.environments.adapters.messages import (
     with_images,
 )
 from k25_train.environments.adapters.server import FIRST_WAIT_S, LONGEST_WAIT_S, EnvironmentServer
-from k25_train.environments.adapters.sources import need, one_of, read_seconds, read_text, read_urls, seed_of
+from k25_train.environments.adapters.sources import (
+    need,
+    one_of,
+    read_seconds,
+    read_text,
+    read_urls,
+    reward_rule,
+    seeded_task,
+)
 from k25_train.environments.base import Response, Task, Verdict
 from k25_train.environments.environment import Action, Observation, Services, Tool, ToolCall
-from k25_train.environments.family import Options, Split, read_range, user
+from k25_train.environments.family import Options, Split, read_range
 
 NAME = "openenv"
 STEP = "step"
@@ -56,11 +63,10 @@ class OpenEnvTasks:
         rule = "must be http://HOST:PORT, or several by commas"
         urls = given.take("url", "http://127.0.0.1:8000", read_urls, rule)
         self._prompt = given.take("prompt", "Reach the goal. Each turn, call step.", read_text, "is empty")
-        words = ", ".join(REWARDS)
         self._setup = {
             "urls": list(urls),
             "content": given.take("content", "", str, "must be a text"),
-            "reward": given.take("reward", "sum", one_of(*REWARDS), f"must be one of {words}"),
+            "reward": reward_rule(given),
             "replayable": given.take("replayable", "false", one_of("true", "false"), "must be true or false"),
             "patience_s": given.take("patience_s", "120", read_seconds, "must be seconds above 0"),
         }
@@ -69,16 +75,8 @@ class OpenEnvTasks:
 
     def task(self, split: Split, number: int) -> Task:
         """The task of a seed."""
-        return Task(
-            key=f"{NAME}/{split}/{number}",
-            family=NAME,
-            messages=user(self._prompt),
-            judge="",
-            environment=NAME,
-            setup={**self._setup, "seed": seed_of(split, number)},
-            problem=NAME,
-            max_turns=self._max_turns,
-            thinking=True,
+        return seeded_task(
+            NAME, NAME, split, number, prompt=self._prompt, setup=self._setup, max_turns=self._max_turns
         )
 
 

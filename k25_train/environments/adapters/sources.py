@@ -1,7 +1,7 @@
 """Tasks that are listed elsewhere, or that are seeds: what adapters give instead of families.
 
 rows of a file, folders, tasks of a server ─► digest ─► train, or held out (one of eight)      `Listed`
-seeds 0, 1, 2 … train;  2**30, 2**30 + 1 … are held out                                        `Seeded`
+seeds 0, 1, 2 … train;  2**30, 2**30 + 1 … are held out                                   `seeded_task`
 """
 
 import json
@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from k25_train.environments.adapters.messages import REWARDS
 from k25_train.environments.base import Task
-from k25_train.environments.family import Split, split_of
+from k25_train.environments.family import Options, Split, split_of, user
 from k25_train.errors import ConfigError
 
 FIRST_HELDOUT_SEED = 1 << 30
@@ -64,6 +65,35 @@ class Listed[Row](ABC):
 def seed_of(split: Split, number: int) -> int:
     """The seed of task `number` of a split."""
     return number + (FIRST_HELDOUT_SEED if split is Split.HELDOUT else 0)
+
+
+def seeded_task(
+    environment: str,
+    family: str,
+    split: Split,
+    number: int,
+    *,
+    prompt: str,
+    setup: Mapping[str, Any],
+    max_turns: int,
+) -> Task:
+    """Task `number` of a split, whose seed is all that tells it from others of its family."""
+    return Task(
+        key=f"{family}/{split}/{number}",
+        family=family,
+        messages=user(prompt),
+        judge="",
+        environment=environment,
+        setup={**setup, "seed": seed_of(split, number)},
+        problem=family,
+        max_turns=max_turns,
+        thinking=True,
+    )
+
+
+def reward_rule(given: Options) -> str:
+    """The option `reward`: what becomes of the rewards of steps. Raises ConfigError."""
+    return given.take("reward", "sum", one_of(*REWARDS), f"must be one of {', '.join(REWARDS)}")
 
 
 def need(family: str, options: Mapping[str, str], name: str, example: str) -> None:
