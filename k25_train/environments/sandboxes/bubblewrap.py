@@ -26,7 +26,14 @@ from pathlib import Path
 
 from k25_train.environments.sandboxes import cgroups, owners
 from k25_train.environments.sandboxes.base import SandboxError, SandboxLimits, SandboxSpec
-from k25_train.environments.sandboxes.command_line import View, bubblewrap, in_memory, kill, session_launcher
+from k25_train.environments.sandboxes.command_line import (
+    View,
+    bubblewrap,
+    in_memory,
+    kill,
+    scheduled_as_others,
+    session_launcher,
+)
 from k25_train.environments.sandboxes.folders import check_folders
 from k25_train.environments.sandboxes.link import BrokenLineError, connect
 from k25_train.environments.sandboxes.relays import Relay
@@ -109,6 +116,7 @@ class BubblewrapSandboxes:
 
             # 2. Start it.
             try:
+                scheduled_as_others()
                 process = await asyncio.create_subprocess_exec(
                     *self._command(spec, group, contents, theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL,

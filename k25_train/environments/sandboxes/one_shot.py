@@ -27,6 +27,7 @@ from k25_train.environments.sandboxes.command_line import (
     in_memory,
     kill,
     launcher,
+    scheduled_as_others,
 )
 from k25_train.errors import MachineError
 
@@ -77,6 +78,7 @@ class Sandbox:
             whole.push_async_callback(group.vanish)
 
             # 2. Start it.
+            scheduled_as_others()
             process = await asyncio.create_subprocess_exec(
                 *launcher(self.limits, group.entrances, self._limits_memory),
                 *bubblewrap(View(disk_bytes=self.limits.disk_bytes, contents=contents)),
