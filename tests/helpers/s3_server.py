@@ -72,7 +72,11 @@ class S3:
 def s3_server() -> Iterator[S3]:
     """A server with no bucket, and the proxy in front of it."""
     from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem  # type: ignore[import-untyped]
 
+    # fsspec keeps file systems by their options, and not by the endpoint that the environment names:
+    # one of an earlier server would be given out again.
+    S3FileSystem.clear_instance_cache()
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -86,6 +90,7 @@ def s3_server() -> Iterator[S3]:
         proxy.shutdown()
         proxy.server_close()
         server.stop()
+        S3FileSystem.clear_instance_cache()
 
 
 class _Proxy(ThreadingHTTPServer):

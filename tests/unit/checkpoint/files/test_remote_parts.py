@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from s3fs import S3FileSystem  # type: ignore[import-untyped]
 
 from k25_train.checkpoint.files.parts import Part
 from k25_train.checkpoint.files.stored import StoredCheckpoint, Wanted
@@ -23,12 +22,9 @@ TENSORS = {"large": LARGE} | SMALL
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3]:
-    # fsspec keeps its file systems, those of another test's server too.
-    S3FileSystem.clear_instance_cache()
     with s3_server() as found:
         found.put("parts", {})
         yield found
-    S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
