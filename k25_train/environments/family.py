@@ -158,6 +158,10 @@ class Options:
                 f"options.{name}={value} of the family {self._family}: {rule}\n  -> e.g. {name}: '{default}'"
             ) from error
 
+    def names(self, name: str, known: Collection[str]) -> tuple[str, ...]:
+        """An option that is some of the known names, separated by commas; all of them by default."""
+        return self.take(name, ",".join(known), read_names(known), f"must be some of {', '.join(known)}")
+
     def difficulty(self, hardest: int) -> range:
         """`difficulty`: a range from 1, the easiest, to `hardest`; all of it by default."""
 

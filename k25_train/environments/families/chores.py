@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from k25_train.environments.base import Task
 from k25_train.environments.families.tooled import SHELL, run_shell, tooled
 from k25_train.environments.families.words import NAMES, text_of
-from k25_train.environments.family import Family, Options, Script, read_names, say, script
+from k25_train.environments.family import Family, Options, Script, say, script
 
 HARDEST = 3
 ARCHIVE = ".tar"
@@ -31,7 +31,7 @@ class Chore(NamedTuple):
     difficulty: int
     """1 or more."""
     request: str
-    """As it is put."""
+    """The text of the task."""
     files: tuple[tuple[str, str], ...]
     """Path below the working folder -> content, before."""
     expected: tuple[tuple[str, str | None], ...]
@@ -39,7 +39,7 @@ class Chore(NamedTuple):
     answer: str
     """What has to be answered; empty for anything."""
     command: str
-    """That does it."""
+    """A shell command that solves it."""
 
 
 class Chores(Family[Chore]):
@@ -51,8 +51,7 @@ class Chores(Family[Chore]):
         """Options: `kinds` (names with commas), `difficulty` (a range up to 3), `wrong`. Raises
         ConfigError."""
         given = Options(self.name, options)
-        rule = f"must be some of {', '.join(KINDS)}"
-        self._kinds = given.take("kinds", ",".join(KINDS), read_names(KINDS), rule)
+        self._kinds = given.names("kinds", KINDS)
         self._difficulty = given.difficulty(HARDEST)
         self.wrong = given.wrong()
         given.end()
@@ -98,7 +97,7 @@ def _count_lines(rng: random.Random, difficulty: int) -> Chore:
     files = tuple((f"{name}.txt", text_of(rng, rng.randint(2, 5 + 30 * (difficulty - 1)))) for name in names)
     total = sum(text.count("\n") for _, text in files)
     listed = " and ".join(f"{name}.txt" for name in names)
-    verb = "has" if difficulty == 1 else "have, all together"
+    verb = "has" if difficulty == 1 else "have in total"
     paths = " ".join(path for path, _ in files)
     return Chore(
         "count lines", difficulty, f"How many lines {verb} {listed}?", files, (), str(total),
@@ -138,7 +137,7 @@ def _sort(rng: random.Random, difficulty: int) -> Chore:
     ordered = sorted(set(lines)) if difficulty > 1 else sorted(lines)
     unique = ", each line once" if difficulty > 1 else ""
     return Chore(
-        "sort", difficulty, f"Write the lines of {name}.txt to sorted.txt, in order of the alphabet{unique}.",
+        "sort", difficulty, f"Write the lines of {name}.txt to sorted.txt, in alphabetical order{unique}.",
         ((f"{name}.txt", text),), (("sorted.txt", "".join(f"{line}\n" for line in ordered)),), "",
         f"LC_ALL=C sort {'-u ' if difficulty > 1 else ''}{name}.txt > sorted.txt",
     )  # fmt: skip
@@ -163,7 +162,7 @@ def _fix_json(rng: random.Random, difficulty: int) -> Chore:
     lines = [f'  "{key}": {value}' for key, value in right.items()]
     broken = "{\n" + ",\n".join(lines) + ",\n}\n"
     fixed = "{\n" + ",\n".join(lines) + "\n}\n"
-    request = f"{name}.json has one comma too many, behind its last value. Remove this one alone."
+    request = f"{name}.json has one comma too many, after its last value. Remove only that comma."
     return Chore(
         "fix json", difficulty, request, ((f"{name}.json", broken),), ((f"{name}.json", fixed),), "",
         f"sed -i ':a;N;$!ba;s/,\\n}}/\\n}}/' {name}.json",

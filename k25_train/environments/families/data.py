@@ -12,7 +12,7 @@ from typing import NamedTuple
 from k25_train.environments.base import Task
 from k25_train.environments.families.tooled import PYTHON, run_python, tooled
 from k25_train.environments.families.words import NAMES
-from k25_train.environments.family import Family, Options, Script, read_names, say, script
+from k25_train.environments.family import Family, Options, Script, say, script
 
 HARDEST = 3
 FILE = "sales.csv"
@@ -41,11 +41,11 @@ class Question(NamedTuple):
     seed: int
     """Of the table."""
     text: str
-    """As it is put."""
+    """The text of the question."""
     answer: str
-    """What is right."""
+    """The correct one."""
     code: str
-    """That prints it, behind what reads `rows`."""
+    """Python that prints the answer, once `rows` has been read."""
 
 
 class Data(Family[Question]):
@@ -57,8 +57,7 @@ class Data(Family[Question]):
         """Options: `kinds` (names with commas), `difficulty` (a range up to 3), `wrong`. Raises
         ConfigError."""
         given = Options(self.name, options)
-        rule = f"must be some of {', '.join(KINDS)}"
-        self._kinds = given.take("kinds", ",".join(KINDS), read_names(KINDS), rule)
+        self._kinds = given.names("kinds", KINDS)
         self._difficulty = given.difficulty(HARDEST)
         self.wrong = given.wrong()
         given.end()
@@ -96,10 +95,11 @@ class Data(Family[Question]):
         """See `Family`."""
         lazy = _lazy(table_of(content.seed, content.difficulty))
         first = f"print(open('{FILE}').readlines()[1])"
+        every = _READ + "print(sum(int(row['units']) for row in rows))"
         return {
             "guess": (say(lazy[0]),),
             "first row": script(run_python(first), say(lazy[1])),
-            "all rows": script(run_python(first), say(lazy[2])),
+            "all rows": script(run_python(every), say(lazy[2])),
             "no answer": script(run_python(_READ + content.code), say("See above.")),
         }
 
@@ -163,10 +163,10 @@ def _best(rng: random.Random, table: list[Row]) -> Asked:
     totals: dict[str, int] = {}
     for row in table:
         totals[row.city] = totals.get(row.city, 0) + row.units
-    # Of equals the first in order of the alphabet, as the question says.
+    # Ties go to the first in alphabetical order, as the question says.
     answer = min(totals, key=lambda city: (-totals[city], city))
     return (
-        "Which city sold the most units in total? Of equals, name the first in the alphabet.", answer,
+        "Which city sold the most units in total? In a tie, name the first in alphabetical order.", answer,
         "t = {}\nfor r in rows:\n    t[r['city']] = t.get(r['city'], 0) + int(r['units'])\n"
         "print(min(t, key=lambda c: (-t[c], c)))",
     )  # fmt: skip

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from k25_train.environments.base import Task
-from k25_train.environments.family import Family, Options, Script, read_names, say, user
+from k25_train.environments.family import Family, Options, Script, say, user
 from k25_train.errors import ConfigError
 
 DATASETS = (
@@ -62,9 +62,9 @@ class Puzzle(NamedTuple):
     difficulty: int
     """1 or more."""
     question: str
-    """As it is put."""
+    """The text of the puzzle."""
     answer: str
-    """One that is right."""
+    """A correct one."""
     metadata: str
     """JSON text of what the scorer reads besides."""
 
@@ -78,8 +78,7 @@ class Logic(Family[Puzzle]):
         """Options: `datasets` (names with commas), `difficulty` (a range up to 3), `wrong`. Raises
         ConfigError, also without reasoning-gym."""
         given = Options(self.name, options)
-        rule = f"must be some of {', '.join(DATASETS)}"
-        self._datasets = given.take("datasets", ",".join(DATASETS), read_names(DATASETS), rule)
+        self._datasets = given.names("datasets", DATASETS)
         self._difficulty = given.difficulty(HARDEST)
         self.wrong = given.wrong()
         given.end()

@@ -63,8 +63,7 @@ class Visual(Family[Look]):
         """Options: `kinds` (names with commas), `difficulty` (a range up to 3), `tools` (python, zoom),
         `wrong`. Raises ConfigError."""
         given = Options(self.name, options)
-        rule = f"must be some of {', '.join(KINDS)}"
-        self._kinds = given.take("kinds", ",".join(KINDS), read_names(KINDS), rule)
+        self._kinds = given.names("kinds", KINDS)
         self._difficulty = given.difficulty(HARDEST)
         tools = given.take("tools", PYTHON, read_names((PYTHON, ZOOM)), "must be python, zoom or both")
         self._tools = tools

@@ -31,6 +31,7 @@ from k25_train.environments.sandboxes.command_line import (
     bubblewrap,
     in_memory,
     kill,
+    refusal_of,
     scheduled_as_others,
     session_launcher,
 )
@@ -290,8 +291,4 @@ def _why_not(name: str, complaints: int) -> str:
     said = b""
     with contextlib.suppress(BlockingIOError):
         said = os.read(complaints, 1 << 16)
-    text = said.decode(errors="replace").strip()[-400:] or "it said nothing"
-    return (
-        f"bubblewrap cannot set up sandbox {name}: {text}. It needs user namespaces: see "
-        "`sysctl kernel.unprivileged_userns_clone` and `user.max_user_namespaces`."
-    )
+    return f"sandbox {name}: {refusal_of(said)}"

@@ -205,3 +205,12 @@ def exit_status(descriptor: int) -> int | None:
         return None
     states = [json.loads(line) for line in lines if line.strip()]
     return next((int(state["exit-code"]) for state in states if "exit-code" in state), None)
+
+
+def refusal_of(said: bytes) -> str:
+    """Why bubblewrap set up no sandbox, from what it wrote."""
+    text = said.decode(errors="replace").strip()[-400:] or "it said nothing"
+    remedy = "run `bwrap --unshare-all --ro-bind / / true` by hand"
+    if any(word in text for word in ("namespace", "not permitted", "uid map")):
+        remedy = "allow user namespaces: sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces"
+    return f"bubblewrap cannot set up a sandbox: {text}\n  -> {remedy}"

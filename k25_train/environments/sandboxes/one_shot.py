@@ -27,6 +27,7 @@ from k25_train.environments.sandboxes.command_line import (
     in_memory,
     kill,
     launcher,
+    refusal_of,
     scheduled_as_others,
 )
 from k25_train.errors import MachineError
@@ -163,11 +164,7 @@ def _finished(
     if ending is Ending.EXITED and group.memory_kills():
         ending = Ending.OUT_OF_MEMORY
     if ending is Ending.EXITED and status is None:
-        said = stderr.decode(errors="replace").strip()[-400:]
-        raise MachineError(
-            f"bubblewrap cannot set up a sandbox: {said or 'it said nothing'}. It needs user namespaces: see "
-            "`sysctl kernel.unprivileged_userns_clone` and `user.max_user_namespaces`."
-        )
+        raise MachineError(refusal_of(stderr))
     return Finished(ending=ending, status=_KILLED if status is None else status, stdout=stdout, stderr=stderr)
 
 

@@ -52,7 +52,7 @@ def expected_files(reference: Any) -> list[dict[str, Any]]:
     """The expectations of a reference. Raises TaskFaultError."""
     found = needed(reference, "files")
     if not isinstance(found, list) or not found:
-        raise TaskFaultError("malformed reference: its 'files' are no list of one or more")
+        raise TaskFaultError("malformed reference: its 'files' must be a list of at least one")
     for each in found:
         if not isinstance(needed(each, "path"), str) or sum(kind in each for kind in KINDS) != 1:
             raise TaskFaultError(f"malformed reference: a file needs a path, and one of {', '.join(KINDS)}")
