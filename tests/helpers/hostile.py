@@ -48,7 +48,7 @@ for _ in range(1000):
         code="while True: pass", endings=(Ending.OUT_OF_TIME,), counted="out of time", timeout_s=0.5
     ),
     "busy loops on every processor": Hostile(
-        code="import os\nfor _ in range(6): os.fork()\nwhile True: pass",
+        code="import os\nfor _ in range(4): os.fork()\nwhile True: pass",
         endings=(Ending.OUT_OF_TIME,),
         counted="out of time",
         timeout_s=1.0,
