@@ -72,7 +72,7 @@ class BubblewrapSandboxes:
         self._owner = owner
         self._secret = secret
         self._hierarchies = hierarchies
-        self._room = Room(most)
+        self._room = Room(most, limits.ttl_s)
         self._limited = {name for hierarchy in hierarchies for name in hierarchy.limits}
 
     @property
@@ -83,23 +83,7 @@ class BubblewrapSandboxes:
     async def open(self, spec: SandboxSpec) -> BubblewrapSession:
         """A new one. Waits while there are as many as there may be."""
         check_folders(spec, self._secret)
-        session = await self._room.admit(
-            lambda: self._opened(spec),
-            self._limits.ttl_s,
-            lambda session: session.why_closed(
-                f"has been open for environment.sandbox.ttl_s={self._limits.ttl_s:g} seconds"
-            ),
-        )
-        try:
-            for path, content in spec.files.items():
-                if not os.path.isabs(path):
-                    await session.write(path, content)
-        except BaseException as error:
-            await session.close()
-            if isinstance(error, OSError):
-                raise SandboxError(f"a file of sandbox {spec.name} cannot be written: {error}") from error
-            raise
-        return session
+        return await self._room.admit(spec, self._opened)
 
     async def _opened(self, spec: SandboxSpec) -> BubblewrapSession:
         label = self._owner.label(self._limits.ttl_s)

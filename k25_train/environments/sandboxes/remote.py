@@ -100,6 +100,12 @@ class RemoteSession:
         """From now on methods raise an error with this reason."""
         self._why_closed = self._why_closed or reason
 
+    async def put(self, path: str, content: bytes) -> None:
+        """A file of its specification; those with an absolute path are read-only from then on."""
+        await self.write(path, content)
+        if path.startswith("/"):
+            await self.protect(path)
+
     async def run(
         self,
         command: Sequence[str],
@@ -272,7 +278,7 @@ class RemoteSandboxes:
         self._driver = driver
         self._limits = limits
         self._owner = owner
-        self._room = Room(most)
+        self._room = Room(most, limits.ttl_s)
 
     @property
     def contained(self) -> Mapping[str, int]:
@@ -282,25 +288,7 @@ class RemoteSandboxes:
     async def open(self, spec: SandboxSpec) -> RemoteSession:
         """A new one. Waits while there are as many as there may be."""
         check_folders(spec, self._secret)
-        limits = self._limits
-        session = await self._room.admit(
-            lambda: self._opened(spec),
-            limits.ttl_s,
-            lambda session: session.why_closed(
-                f"has been open for environment.sandbox.ttl_s={limits.ttl_s:g} s"
-            ),
-        )
-        try:
-            for path, content in spec.files.items():
-                await session.write(path, content)
-                if path.startswith("/"):
-                    await session.protect(path)
-        except BaseException as error:
-            await session.close()
-            if isinstance(error, OSError):
-                raise SandboxError(f"a file of sandbox {spec.name} cannot be written: {error}") from error
-            raise
-        return session
+        return await self._room.admit(spec, self._opened)
 
     async def _opened(self, spec: SandboxSpec) -> RemoteSession:
         if spec.ports:

@@ -85,6 +85,11 @@ class BubblewrapSession:
         """From now on methods raise an error with this reason."""
         self._why_closed = self._why_closed or reason
 
+    async def put(self, path: str, content: bytes) -> None:
+        """A file of its specification; those with an absolute path were there from the start."""
+        if not path.startswith("/"):
+            await self.write(path, content)
+
     async def run(
         self,
         command: Sequence[str],
