@@ -1,14 +1,11 @@
 """An agent's command in a real sandbox, before a gateway whose engine says what a test wants."""
 
 import asyncio
-import shutil
 from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-import pytest
 
 from k25_train.environments.base import Task
 from k25_train.environments.environment import Observation
@@ -19,7 +16,6 @@ from k25_train.rollout.gateway.agents import GatewayAgents
 from tests.helpers.gateway_parts import Says, Stage, gateway_stage
 from tests.helpers.rollout_sections import manager_section
 
-needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 LIMITS = SandboxLimits(
     cpus=1.0, memory_bytes=2**30, disk_bytes=2**26, processes=64, output_bytes=2**20, ttl_s=600
 )

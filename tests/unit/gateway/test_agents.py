@@ -18,9 +18,10 @@ from k25_train.errors import RolloutError
 from k25_train.rollout.gateway import agents
 from k25_train.rollout.gateway.commands import filled, folders_of
 from k25_train.rollout.trajectory import Ended
-from tests.helpers.acting_agents import OPENING, PlainScope, act, needs_bubblewrap
+from tests.helpers.acting_agents import OPENING, PlainScope, act
 from tests.helpers.gateway_parts import END, call_text, gateway_stage
 from tests.helpers.rollout_sections import manager_section
+from tests.helpers.sandboxes import needs_bubblewrap
 
 AGENT = """
 import openai, os, subprocess, sys

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from k25_train.rollout.trajectory import Ended
-from tests.helpers.acting_agents import act, needs_bubblewrap
+from tests.helpers.acting_agents import act
 from tests.helpers.gateway_parts import call_text
+from tests.helpers.sandboxes import needs_bubblewrap
 
 PACKAGE = "mini-swe-agent==2.4.6"
 SETTINGS = ("MSWEA_CONFIGURED=true", "MSWEA_COST_TRACKING=ignore_errors", "LITELLM_LOCAL_MODEL_COST_MAP=True")
